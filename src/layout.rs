@@ -1,0 +1,87 @@
+//! Every file name in the data directory, in one place.
+
+use std::path::{Path, PathBuf};
+
+/// The legacy state machine, in redb.
+pub const STATE_MACHINE_REDB: &str = "state-machine.redb";
+/// The state machine, in SQLite.
+pub const STATE_MACHINE_SQLITE: &str = "state-machine.db";
+/// The Raft log, in redb.
+pub const RAFT_LOG: &str = "raft-log.redb";
+/// The data-directory lock; never unlinked.
+pub const LOCK: &str = "aspen.lock";
+/// The steps that an interrupted migration had announced; absent when none is under way.
+pub const JOURNAL: &str = "migration.journal";
+/// One JSON line for each migration that was completed.
+pub const HISTORY: &str = "migrations.jsonl";
+
+/// What stands between a file's name and the time stamp of its backup.
+pub const BACKUP_INFIX: &str = ".backup-";
+
+/// A data directory and the paths in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    /// Names the directory; nothing is read.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The legacy redb state machine.
+    #[must_use]
+    pub fn redb(&self) -> PathBuf {
+        self.0.join(STATE_MACHINE_REDB)
+    }
+
+    /// The SQLite state machine.
+    #[must_use]
+    pub fn sqlite(&self) -> PathBuf {
+        self.0.join(STATE_MACHINE_SQLITE)
+    }
+
+    /// The Raft log.
+    #[must_use]
+    pub fn raft_log(&self) -> PathBuf {
+        self.0.join(RAFT_LOG)
+    }
+
+    /// The data-directory lock.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.0.join(LOCK)
+    }
+
+    /// The journal of an interrupted migration.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.0.join(JOURNAL)
+    }
+
+    /// The history of completed migrations.
+    #[must_use]
+    pub fn history(&self) -> PathBuf {
+        self.0.join(HISTORY)
+    }
+}
+
+/// `path` with `suffix` appended to its file name.
+#[must_use]
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// The files that SQLite keeps beside a database in WAL mode.
+#[must_use]
+pub fn sqlite_companions(database: &Path) -> [PathBuf; 2] {
+    [with_suffix(database, "-wal"), with_suffix(database, "-shm")]
+}

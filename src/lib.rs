@@ -1,0 +1,24 @@
+//! Aspen: a Raft key-value node for systemd that migrates its legacy redb
+//! state machine to SQLite at start-up.
+//!
+//! The modules below are listed in the order in which a start uses them, and
+//! imports point only upwards in this list (`tests/house_style.rs` keeps it so):
+//!
+//! 1. [`exit`], [`layout`], [`durable`], [`format`](mod@format): exit codes, file names, the
+//!    only code that changes files, and what is inside them.
+//! 2. [`config`]: fragments from command line, environment and file become
+//!    validated settings; rewriting the file afterwards.
+//! 3. [`lock`]: the data-directory lock.
+//! 4. [`migration`]: from whatever is on disk to storage that may be opened.
+//! 5. [`storage`]: the state machines, opened only with what migration returns.
+//! 6. [`http`]: the API.
+//! 7. [`notify`], [`telemetry`]: what systemd and the journal are told.
+//! 8. [`supervisor`]: start order, signals, stop order.
+//!
+//! The two programs in `src/bin/` parse, call one function here, and exit.
+
+pub mod config;
+pub mod exit;
+pub mod layout;
+pub mod notify;
+pub mod telemetry;
