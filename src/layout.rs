@@ -10,8 +10,6 @@ pub const STATE_MACHINE_SQLITE: &str = "state-machine.db";
 pub const RAFT_LOG: &str = "raft-log.redb";
 /// The data-directory lock; never unlinked.
 pub const LOCK: &str = "aspen.lock";
-/// The steps that an interrupted migration had announced; absent when none is under way.
-pub const JOURNAL: &str = "migration.journal";
 /// One JSON line for each migration that was completed.
 pub const HISTORY: &str = "migrations.jsonl";
 
@@ -59,12 +57,6 @@ impl DataDir {
         self.0.join(LOCK)
     }
 
-    /// The journal of an interrupted migration.
-    #[must_use]
-    pub fn journal(&self) -> PathBuf {
-        self.0.join(JOURNAL)
-    }
-
     /// The history of completed migrations.
     #[must_use]
     pub fn history(&self) -> PathBuf {
@@ -84,4 +76,26 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 #[must_use]
 pub fn sqlite_companions(database: &Path) -> [PathBuf; 2] {
     [with_suffix(database, "-wal"), with_suffix(database, "-shm")]
+}
+
+/// What the name of a file ends in that Aspen is still making. Nobody else
+/// uses such names, so that a file that has one after a crash may be removed:
+/// the directory itself is the journal of an interrupted run.
+pub const TEMPORARY: &str = ".aspen-tmp";
+
+/// The name under which `path` is made before it is renamed into place.
+#[must_use]
+pub fn temporary(path: &Path) -> PathBuf {
+    with_suffix(path, TEMPORARY)
+}
+
+impl DataDir {
+    /// Every file that an interrupted run of ours can have left half-made.
+    #[must_use]
+    pub fn possible_leftovers(&self) -> Vec<PathBuf> {
+        let sqlite = temporary(&self.sqlite());
+        let [wal, shm] = sqlite_companions(&sqlite);
+        let backup = temporary(&with_suffix(&self.redb(), ".backup"));
+        vec![sqlite, wal, shm, temporary(&self.redb()), backup]
+    }
 }

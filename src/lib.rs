@@ -18,7 +18,11 @@
 //! The two programs in `src/bin/` parse, call one function here, and exit.
 
 pub mod config;
+pub mod durable;
 pub mod exit;
+pub mod format;
 pub mod layout;
+pub mod lock;
+pub mod migration;
 pub mod notify;
 pub mod telemetry;

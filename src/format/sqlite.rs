@@ -1,0 +1,185 @@
+//! The SQLite state machine: its schema and how it is opened.
+//!
+//! The three tables are those of legacy nodes, so that old and new files and
+//! every query in the `sqlite3` shell go on working. `aspen_migrations` is
+//! ours; a file that a legacy node made lacks it.
+//!
+//! Table kind and page size were chosen by measuring bulk load and random
+//! single-row writes (`benches/layout.rs`; figures in `docs/design.md`):
+//! ordinary rowid tables, 8 KiB pages.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::exit::Exit;
+
+/// Keys and values.
+pub const KV: &str = "state_machine_kv";
+/// Raft metadata, as [`record`](super::record) encodes it.
+pub const META: &str = "state_machine_meta";
+/// One row for each migration that made this file.
+pub const MIGRATIONS: &str = "aspen_migrations";
+
+/// Bytes of a page in the files that we make; legacy files have 4096.
+pub const PAGE_BYTES: u32 = 8192;
+/// Most bytes of a row (`SQLITE_MAX_LENGTH` as SQLite ships).
+pub const MAX_ROW_BYTES: u64 = 1_000_000_000;
+/// Bytes that a row may need beside its key and value.
+pub const ROW_OVERHEAD_BYTES: u64 = 32;
+
+/// How long a statement waits for another connection's lock: longer than any
+/// checkpoint, shorter than a client's patience.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Page cache of one connection.
+const CACHE_KIB: i64 = 8 * 1024;
+
+/// The statements that make the tables.
+pub const SCHEMA: &str = "\
+CREATE TABLE state_machine_kv(key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE state_machine_meta(key TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE snapshots(id TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE aspen_migrations(
+  id TEXT PRIMARY KEY,
+  completed_at TEXT NOT NULL,
+  source_fingerprint TEXT NOT NULL,
+  record TEXT NOT NULL
+);";
+
+/// A state machine file that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file is missing or its permissions forbid.
+    #[error("Failed to open SQLite database {}; check that it is there and that this user may read and write it and its directory (ls -l)", path.display())]
+    File {
+        /// The database.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// SQLite refuses the file.
+    #[error("Failed to open SQLite database {}; the file is damaged or not a database: restore it from a backup", path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// SQLite's reason.
+        source: rusqlite::Error,
+    },
+    /// A database, but not of a state machine.
+    #[error("Failed to open SQLite database {}: it has no table {table}, so it is no Aspen state machine", path.display())]
+    NoTable {
+        /// The database.
+        path: PathBuf,
+        /// The table that is missing.
+        table: &'static str,
+    },
+}
+
+impl OpenError {
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::File { source, .. } => Exit::of_io(source),
+            Self::Sqlite { source, .. } => match source.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::PermissionDenied | rusqlite::ErrorCode::ReadOnly) => {
+                    Exit::Permission
+                }
+                Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                    Exit::Locked
+                }
+                _ => Exit::Io,
+            },
+            Self::NoTable { .. } => Exit::Data,
+        }
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The one connection that writes.
+    Write,
+    /// One of the pool.
+    Read,
+}
+
+/// Opens a state machine as the node does. It must exist and be one.
+///
+/// # Errors
+/// When the file is missing, empty, forbidden, damaged or something else.
+pub fn open(path: &Path, access: Access) -> Result<Connection, OpenError> {
+    let file = |source| OpenError::File { path: path.to_owned(), source };
+    // SQLite says only "unable to open"; the operating system says why. And SQLite
+    // takes an empty file for an empty database, which here would be lost data.
+    let length = std::fs::OpenOptions::new()
+        .read(true)
+        .write(access == Access::Write)
+        .open(path)
+        .and_then(|file| file.metadata())
+        .map_err(file)?
+        .len();
+    if length == 0 {
+        return Err(file(std::io::Error::other("the file is empty")));
+    }
+    let mode = match access {
+        Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
+        Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
+    };
+    let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let connection = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .map_err(sqlite)?;
+    configure(&connection, access).map_err(sqlite)?;
+    require_tables(&connection, path)?;
+    Ok(connection)
+}
+
+fn configure(connection: &Connection, access: Access) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    if access == Access::Write {
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+    }
+    Ok(())
+}
+
+/// Fails unless the tables of a state machine are there.
+///
+/// # Errors
+/// When one is missing or the schema cannot be read.
+pub fn require_tables(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    for table in [KV, META] {
+        let found = has_table(connection, table)
+            .map_err(|source| OpenError::Sqlite { path: path.to_owned(), source })?;
+        if !found {
+            return Err(OpenError::NoTable { path: path.to_owned(), table });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a table exists.
+///
+/// # Errors
+/// When the schema cannot be read.
+pub fn has_table(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1")?
+        .query_row([table], |row| row.get::<_, i64>(0))
+        .map(|n| n > 0)
+}
+
+/// The bytes of a metadata record, if it is there.
+///
+/// # Errors
+/// When the table cannot be read.
+pub fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<Vec<u8>>> {
+    use rusqlite::OptionalExtension as _;
+    connection
+        .prepare_cached("SELECT value FROM state_machine_meta WHERE key = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()
+}

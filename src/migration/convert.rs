@@ -1,0 +1,362 @@
+//! Copying one state machine into another engine: what node and tool share.
+//!
+//! 1. Open the source read-only, under a shared lock.
+//! 2. Preflight: space, permissions, file systems, rows too large.
+//! 3. Verify the source's own checksums; beside it, unless space is tight,
+//!    make the backup.
+//! 4. Copy into a temporary file beside the target.
+//! 5. Verify the copy.
+//! 6. Write the record into it, fsync it.
+//! 7. Only once the backup is durable: hand it over as [`Converted`], to be published.
+//!
+//! Safe to fail at any point: until [`Converted::publish`] renames, every file
+//! of this run is temporary or a redundant backup, and is removed on the way out.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::MigrationError;
+use super::backup::{self, Backup};
+use super::copy;
+use super::preflight::{self, Problem, Problems, Room, Wanted};
+use super::progress::{Control, Event, Phase};
+use super::record::{self, Begun, Copy, Record, Seconds, Verified};
+use super::source::{Source, SourceError};
+use super::target::{self, TargetError, sqlite::Expected};
+use crate::config::settings::BackupKind;
+use crate::durable;
+use crate::format::Kind;
+use crate::format::sqlite::{self, Access, MAX_ROW_BYTES};
+use crate::layout;
+
+/// How often bytes read by the integrity check are reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What to copy where.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// What is read.
+    pub source: &'a Path,
+    /// What is made.
+    pub target: &'a Path,
+    /// Its engine.
+    pub target_kind: Kind,
+    /// Whether the source is backed up, and how.
+    pub backup: Option<BackupKind>,
+    /// How the copy is verified.
+    pub verify: Verified,
+    /// Who began, and when.
+    pub begun: &'a Begun,
+}
+
+/// A complete, verified, durable copy that does not have its name yet.
+pub struct Converted {
+    /// The source, still locked.
+    pub source: Source,
+    /// What was done.
+    pub record: Record,
+    backup: Option<NewBackup>,
+    temporary: Temporary,
+}
+
+impl Converted {
+    /// Gives the copy its name: the commit point. With `replace` it takes the
+    /// place of what has that name, else nothing may have it.
+    ///
+    /// # Errors
+    /// When the rename fails; nothing has changed then.
+    pub fn publish(
+        mut self,
+        target: &Path,
+        replace: bool,
+        control: &Control<'_>,
+    ) -> Result<(Source, Record, Option<Backup>), MigrationError> {
+        if replace {
+            durable::rename_over(&self.temporary.path, target)?;
+        } else {
+            durable::rename_new(&self.temporary.path, target)?;
+        }
+        self.temporary.published = true;
+        let backup = self.backup.take().map(NewBackup::keep);
+        durable::fsync_parent(target)?;
+        control.observer.event(&Event::Published(target));
+        Ok((self.source, self.record, backup))
+    }
+}
+
+/// A temporary file, removed with its companions unless published.
+struct Temporary {
+    path: PathBuf,
+    /// Held open so that another tool finds the file locked rather than left over.
+    file: File,
+    published: bool,
+}
+
+impl Temporary {
+    fn create(target: &Path, source: &File) -> Result<Self, MigrationError> {
+        let path = layout::temporary(target);
+        if let Ok(existing) = File::open(&path)
+            && fs2::FileExt::try_lock_exclusive(&existing).is_err()
+        {
+            return Err(MigrationError::Source(SourceError::InUse(path)));
+        }
+        remove_with_companions(&path)?;
+        let file = durable::create_new(&path)?;
+        give_to_owner_of(source, &file);
+        Ok(Self { path, file, published: false })
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.published {
+            // A leftover that cannot be removed now is removed by the next run.
+            let _ = remove_with_companions(&self.path);
+        }
+    }
+}
+
+fn remove_with_companions(path: &Path) -> Result<(), durable::DurableError> {
+    durable::remove(path)?;
+    for companion in layout::sqlite_companions(path) {
+        durable::remove(&companion)?;
+    }
+    Ok(())
+}
+
+/// Root converts a node's data: the copy must belong to the node's user. For
+/// others the call fails, and the files are theirs anyway.
+fn give_to_owner_of(source: &File, made: &File) {
+    use std::os::unix::fs::MetadataExt as _;
+    if let Ok(about) = source.metadata() {
+        let _ = std::os::unix::fs::fchown(made, Some(about.uid()), Some(about.gid()));
+    }
+}
+
+/// A backup that is removed again when the migration fails after all: the
+/// source is then as it was, and the space may be what was missing.
+struct NewBackup(Option<Backup>);
+
+impl NewBackup {
+    fn keep(mut self) -> Backup {
+        let kept = self.0.take();
+        kept.unwrap_or(Backup { path: PathBuf::new(), new: false })
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.0.as_ref().map(|backup| backup.path.as_path())
+    }
+}
+
+impl Drop for NewBackup {
+    fn drop(&mut self) {
+        if let Some(backup) = self.0.take().filter(|backup| backup.new) {
+            let _ = durable::remove(&backup.path).and_then(|_| durable::fsync_parent(&backup.path));
+        }
+    }
+}
+
+/// Does steps 1 to 7.
+///
+/// # Errors
+/// When any fails, or `control` says to stop; the source and every file that
+/// existed before are then as they were.
+pub fn convert(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, MigrationError> {
+    run(request, control).map_err(|error| {
+        let needed = preflight::upper_bound(request.source, request.backup);
+        error.seen_from(request.target, needed)
+    })
+}
+
+fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, MigrationError> {
+    let observer = control.observer;
+    observer.event(&Event::Opening);
+    let mut source = open_source(request.source, control)?;
+    let wanted = Wanted {
+        target: request.target,
+        kind: request.target_kind,
+        backup: request.backup,
+    };
+    let (room, problems) = preflight::check(&source, wanted)?;
+    refuse(problems)?;
+
+    let mut seconds = Seconds::default();
+    let (backup_file, halt) = (source.file().try_clone(), AtomicBool::new(false));
+    let backup_file = backup_file
+        .map_err(|error| SourceError::Read { path: request.source.to_owned(), source: error })?;
+    let make_backup = || match request.backup {
+        None => Ok(NewBackup(None)),
+        Some(kind) => {
+            let at = request.begun.at();
+            backup::make(request.source, &backup_file, kind, at, control, &halt)
+                .map(|backup| NewBackup(Some(backup)))
+        }
+    };
+    let checked = Instant::now();
+    if room == Room::Tight {
+        check(&mut source, control)?;
+        refuse(preflight::measured(&source, wanted)?)?;
+        seconds.check = checked.elapsed().as_secs_f64();
+    }
+    std::thread::scope(|scope| {
+        let backup = scope.spawn(make_backup);
+        let copied = (|| {
+            if room == Room::Plenty {
+                check(&mut source, control)?;
+                seconds.check = checked.elapsed().as_secs_f64();
+                if request.target_kind == Kind::Sqlite && source.may_hold_huge_value(MAX_ROW_BYTES) {
+                    refuse(preflight::measured(&source, wanted)?)?;
+                }
+            }
+            copy_and_verify(&mut source, request, &mut seconds, control)
+        })();
+        halt.store(copied.is_err(), Ordering::Relaxed);
+        let waiting = Instant::now();
+        let backup = backup.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        seconds.backup = waiting.elapsed().as_secs_f64();
+        let (temporary, made) = copied?;
+        let backup = backup?;
+        let record = request.begun.record(&Copy {
+            source: request.source,
+            identity: source.identity(),
+            target: request.target,
+            target_kind: request.target_kind,
+            backup: backup.path(),
+            digest: made.digest,
+            metadata: &made.metadata,
+            verified: request.verify,
+            seconds,
+        });
+        if request.target_kind == Kind::Sqlite {
+            store_record(&temporary.path, &record)?;
+        }
+        durable::fsync(&temporary.file, &temporary.path)?;
+        let backup = backup.0.is_some().then_some(backup);
+        Ok((record, backup, temporary))
+    })
+    .map(|(record, backup, temporary)| Converted { source, record, backup, temporary })
+}
+
+fn refuse(problems: Vec<Problem>) -> Result<(), MigrationError> {
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(MigrationError::Preflight(Problems(problems))),
+    }
+}
+
+/// Opening may recover a file that was not closed, which reads all of it.
+fn open_source(path: &Path, control: &Control<'_>) -> Result<Source, SourceError> {
+    let stop = std::sync::Arc::clone(&control.stop);
+    Source::open(path, stop)
+}
+
+/// Verifies the source's own checksums and reports how far it is, from the
+/// bytes that redb reads: it visits every page twice.
+fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> {
+    let total = 2 * source.identity().length;
+    let overlay = source.overlay();
+    let interrupter = source.interrupter();
+    let finished = AtomicBool::new(false);
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !finished.load(Ordering::Acquire) {
+                if let Some(overlay) = &overlay {
+                    control.observer.work(Phase::Check, overlay.bytes_read().min(total), total);
+                }
+                if let Some(interrupter) = interrupter.as_ref().filter(|_| control.stopped()) {
+                    interrupter.interrupt();
+                }
+                std::thread::park_timeout(REPORT_INTERVAL);
+            }
+        });
+        let result = source.check_integrity();
+        finished.store(true, Ordering::Release);
+        result
+    });
+    match result {
+        Err(_) if control.stopped() => Err(SourceError::Stopped),
+        Err(error) => Err(error),
+        Ok(()) => {
+            control.observer.work(Phase::Check, 1, 1);
+            if source.rebuilt_bookkeeping() {
+                control.observer.event(&Event::BookkeepingRebuilt);
+            }
+            Ok(())
+        }
+    }
+}
+
+struct Made {
+    digest: crate::format::digest::Digest,
+    metadata: super::source::Metadata,
+}
+
+fn copy_and_verify(
+    source: &mut Source,
+    request: &Request<'_>,
+    seconds: &mut Seconds,
+    control: &Control<'_>,
+) -> Result<(Temporary, Made), MigrationError> {
+    let observer = control.observer;
+    let rows = source.rows()?;
+    observer.event(&Event::Counted(rows));
+    let metadata = source.metadata()?;
+    observer.event(&Event::Metadata(&metadata));
+    observer.event(&Event::Creating);
+    let temporary = Temporary::create(request.target, source.file())?;
+    observer.event(&Event::Copying);
+    let copying = Instant::now();
+    let path = temporary.path.as_path();
+    let ((), read) = copy::stream(source, rows, control, |feed| match request.target_kind {
+        Kind::Sqlite => target::sqlite::build(path, feed, &metadata, &control.stop),
+        _ => target::redb::build(path, feed, &metadata, &control.stop),
+    })?;
+    if read.digest.rows != rows {
+        return Err(TargetError::Count { wanted: rows, found: read.digest.rows }.into());
+    }
+    // Most of it is on its way already; the rest goes while the copy is verified.
+    durable::start_writeback(&temporary.file, 0, 0);
+    seconds.copy = copying.elapsed().as_secs_f64();
+    observer.event(&Event::Copied(read.digest));
+
+    let verifying = Instant::now();
+    observer.event(&Event::Verifying(request.verify != Verified::None));
+    let expected = Expected { digest: read.digest, metadata: &metadata };
+    let sample = match request.verify {
+        Verified::Sample => Some(sample_of(source, &read.sample)?),
+        _ => None,
+    };
+    match (request.target_kind, request.verify, &sample) {
+        (_, Verified::None, _) => {}
+        (Kind::Sqlite, _, None) => target::sqlite::verify(path, expected, control)?,
+        (Kind::Sqlite, _, Some(sample)) => {
+            target::sqlite::verify_sample(path, expected, sample, control)?;
+        }
+        (_, _, sample) => target::redb::verify(path, expected, sample.as_deref(), control)?,
+    }
+    observer.work(Phase::Verify, 1, 1);
+    seconds.verify = verifying.elapsed().as_secs_f64();
+    Ok((temporary, Made { digest: read.digest, metadata }))
+}
+
+/// The sampled keys with the values that the source has for them now.
+fn sample_of(
+    source: &Source,
+    keys: &[String],
+) -> Result<Vec<(String, Option<String>)>, SourceError> {
+    keys.iter().map(|key| Ok((key.clone(), source.get(key)?))).collect()
+}
+
+fn store_record(path: &Path, record: &Record) -> Result<(), MigrationError> {
+    let connection = sqlite::open(path, Access::Write).map_err(TargetError::from)?;
+    let failed = |source| TargetError::Sqlite {
+        operation: "write the record to",
+        path: path.to_owned(),
+        source,
+    };
+    record::store(&connection, record).map_err(failed)?;
+    connection.close().map_err(|(_, source)| failed(source))?;
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! Why a migration ended.
+
+use std::path::{Path, PathBuf};
+
+use super::backup::BackupError;
+use super::inspect::InspectError;
+use super::preflight::{MeasureError, Problems};
+use super::record::HistoryError;
+use super::refusal::Refused;
+use super::source::SourceError;
+use super::target::TargetError;
+use crate::durable::{self, DurableError};
+use crate::exit::Exit;
+use crate::format::sqlite::OpenError;
+
+/// Why a migration ended. Unless the variant says otherwise, source and
+/// configuration are as they were and nothing half-made is left.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// Told to stop; the next start begins again.
+    #[error("the migration was stopped; the data is as it was, and the next start begins again")]
+    Stopped,
+    /// The target exists.
+    #[error("Target database already exists: {}; remove it, or choose another path", .0.display())]
+    TargetExists(PathBuf),
+    /// What is on disk cannot be judged.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    /// A person must decide.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Something would certainly fail.
+    #[error("the migration was not begun: {0}")]
+    Preflight(Problems),
+    /// The disk filled up on the way.
+    #[error(
+        "the disk that holds {} is full: {needed} bytes were needed at most, {found} are free now; \
+         free some (df -h), then try again",
+        dir.display()
+    )]
+    DiskFull {
+        /// The directory.
+        dir: PathBuf,
+        /// Bytes that backup and copy can have needed.
+        needed: u64,
+        /// Bytes free after everything half-made was removed.
+        found: u64,
+        /// What failed.
+        source: Box<MigrationError>,
+    },
+    /// The source cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The copy cannot be made or does not agree.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// There is no backup.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// A file operation failed.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// The history could not be kept.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// The database cannot be opened to complete its record.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The record in the database cannot be completed.
+    #[error("cannot complete the migration record in {}", path.display())]
+    Record {
+        /// The database.
+        path: PathBuf,
+        /// SQLite's reason.
+        source: rusqlite::Error,
+    },
+}
+
+impl From<MeasureError> for MigrationError {
+    fn from(error: MeasureError) -> Self {
+        match error {
+            MeasureError::Source(error) => Self::Source(error),
+            MeasureError::Durable(error) => Self::Durable(error),
+        }
+    }
+}
+
+impl MigrationError {
+    pub(super) fn record(path: &Path, source: rusqlite::Error) -> Self {
+        Self::Record { path: path.to_owned(), source }
+    }
+
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Stopped => Exit::Ok,
+            Self::TargetExists(_) => Exit::TargetExists,
+            Self::Inspect(error) => match error {
+                InspectError::Redb(error) => error.exit(),
+                InspectError::Open(error) => error.exit(),
+                InspectError::Sqlite(_) => Exit::Io,
+                InspectError::NotRegular(_) => Exit::Config,
+                InspectError::Look { source, .. } => Exit::of_io(source),
+            },
+            Self::Refused(error) => error.exit(),
+            Self::Preflight(problems) => problems.exit(),
+            Self::DiskFull { .. } | Self::History(_) | Self::Record { .. } => Exit::Io,
+            Self::Source(error) => error.exit(),
+            Self::Target(error) => error.exit(),
+            Self::Backup(error) => error.exit(),
+            Self::Durable(error) => error.exit(),
+            Self::Open(error) => error.exit(),
+        }
+    }
+
+    /// Whether it ended because it was told to.
+    #[must_use]
+    pub fn is_stop(&self) -> bool {
+        matches!(
+            self,
+            Self::Stopped
+                | Self::Source(SourceError::Stopped)
+                | Self::Target(TargetError::Stopped | TargetError::Source(SourceError::Stopped))
+                | Self::Backup(BackupError::Stopped)
+        )
+    }
+
+    /// The same error, seen from outside: a stop is a stop wherever it was
+    /// noticed, and a full disk is told with what was needed for `target`.
+    #[must_use]
+    pub(crate) fn seen_from(self, target: &Path, needed: u64) -> Self {
+        if self.is_stop() {
+            return Self::Stopped;
+        }
+        if !self.is_disk_full() {
+            return self;
+        }
+        let dir = durable::parent(target).to_owned();
+        let found = durable::free_space(&dir).unwrap_or(0);
+        Self::DiskFull { dir, needed, found, source: Box::new(self) }
+    }
+
+    fn is_disk_full(&self) -> bool {
+        use std::error::Error as _;
+        let mut next: Option<&(dyn std::error::Error + 'static)> = self.source();
+        // `transparent` variants show their inner error's source; start at the inner error itself.
+        if let Self::Durable(error) | Self::Backup(BackupError::Durable(error)) = self {
+            next = Some(error);
+        }
+        while let Some(error) = next {
+            let full = error.downcast_ref::<std::io::Error>().is_some_and(|error| {
+                matches!(
+                    error.kind(),
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+                )
+            }) || error
+                .downcast_ref::<rusqlite::Error>()
+                .and_then(rusqlite::Error::sqlite_error_code)
+                .is_some_and(|code| code == rusqlite::ErrorCode::DiskFull)
+                || matches!(error.downcast_ref::<redb::Error>(), Some(redb::Error::Io(error))
+                    if error.kind() == std::io::ErrorKind::StorageFull);
+            if full {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+}

@@ -1,0 +1,113 @@
+//! The steps after the commit point. Each is done again at every start until
+//! it has nothing left to do, and none of them stops a node whose data is
+//! already safe: what fails is reported, loudly, and tried again next time.
+
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+
+use super::MigrationError;
+use super::backup;
+use super::progress::{Control, Event};
+use super::record::{self, Record};
+use super::source::identify;
+use crate::config::rewrite::{Migrated, Outcome, record_migration};
+use crate::config::settings::Backend;
+use crate::format::sqlite::{self, Access};
+use crate::layout::DataDir;
+
+use super::Options;
+
+/// Retires a source whose copy an earlier run, or `aspen-migrate`, published.
+///
+/// # Errors
+/// When another process holds the source or it cannot be moved.
+pub(super) fn retire_source(redb: &Path, control: &Control<'_>) -> Result<(), MigrationError> {
+    let (file, _) = identify(redb)?;
+    super::source::hold(redb, &file)?;
+    let backup = backup::find(redb, &file, control, &|| control.stopped())?;
+    let backup = backup::retire(redb, backup.as_ref(), OffsetDateTime::now_utc())?;
+    control.observer.event(&Event::BackedUp(&backup.path));
+    Ok(())
+}
+
+/// Completes the record, the history, the retention and the configuration.
+pub(super) fn finish(
+    dir: &DataDir,
+    database: &Path,
+    record: Record,
+    options: &Options,
+    control: &Control<'_>,
+) -> Record {
+    let observer = control.observer;
+    let record = with_backup(dir, database, record, control);
+    match record::append_once(&dir.history(), &record) {
+        Ok(true) => observer.event(&Event::Recorded(&record)),
+        Ok(false) => {}
+        Err(error) => observer.event(&Event::HistoryFailed(&error)),
+    }
+    let current = record.backup.clone().unwrap_or_default();
+    let now = OffsetDateTime::now_utc();
+    match backup::prune(&dir.redb(), options.keep_backups, &current, now) {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => observer.event(&Event::BackupsRemoved(&removed)),
+        Err(error) => observer.event(&Event::PruneFailed(&error)),
+    }
+    if let Some(file) = &options.config_file {
+        match record_migration(file, &migrated(&record)) {
+            Ok(Outcome::Unchanged) => {}
+            Ok(Outcome::Written) => observer.event(&Event::ConfigRewritten(file)),
+            Err(error) => observer.event(&Event::ConfigFailed(&error)),
+        }
+    }
+    record
+}
+
+/// `aspen-migrate` makes no backup: the record learns of it when the node has
+/// retired the source.
+fn with_backup(
+    dir: &DataDir,
+    database: &Path,
+    mut record: Record,
+    control: &Control<'_>,
+) -> Record {
+    if record.backup.is_some() {
+        return record;
+    }
+    let Some(path) = backup_of(&dir.redb(), &record) else { return record };
+    record.backup = Some(path);
+    let updated = sqlite::open(database, Access::Write)
+        .map_err(MigrationError::from)
+        .and_then(|connection| {
+            record::update(&connection, &record)
+                .map_err(|source| MigrationError::record(database, source))
+        });
+    if let Err(error) = updated {
+        control.observer.event(&Event::RecordFailed(&error));
+    }
+    record
+}
+
+fn backup_of(redb: &Path, record: &Record) -> Option<PathBuf> {
+    let backups = backup::list(redb).ok()?;
+    backups.into_iter().map(|(_, path)| path).find(|path| {
+        identify(path).is_ok_and(|(_, found)| found.fingerprint == record.source_fingerprint)
+    })
+}
+
+fn migrated(record: &Record) -> Migrated {
+    let program = record.program.rsplit(' ').next().unwrap_or_default();
+    Migrated {
+        from: match record.from.as_str() {
+            "redb" => Backend::Redb,
+            _ => Backend::Sqlite,
+        },
+        to: Backend::Sqlite,
+        at: record.completed_at.clone(),
+        fingerprint: record.source_fingerprint.clone(),
+        keys: record.keys,
+        last_applied: record.last_applied.map(|id| id.index),
+        backup: record.backup.clone().unwrap_or_default(),
+        version: program.to_owned(),
+    }
+}

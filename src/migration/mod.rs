@@ -1,0 +1,251 @@
+//! From whatever is on disk to storage that may be opened.
+//!
+//! Inputs: the data directory, whose lock the caller holds, and the backend
+//! that the configuration wants. [`prepare`] does, in this order:
+//!
+//! 1. [`inspect`]: what is there. Reads only.
+//! 2. Remove what an interrupted run left half-made: reserved names only.
+//! 3. [`plan`]: decide. Pure.
+//! 4. [`convert`](mod@convert): check, back up, copy, verify, into a temporary file.
+//! 5. Publish: rename. **The commit point.** Before it the source is the data,
+//!    after it the copy is.
+//! 6. Retire the source: the durable backup is what is left of it.
+//! 7. Record: a line in the history; old backups go.
+//! 8. Rewrite the configuration.
+//!
+//! Safe to die at any point: before 5 nothing has changed that anybody reads,
+//! and the next start begins again; after 5 the copy itself says from which
+//! source it was made, so that the next start finds 6 to 8 undone and does
+//! them. Each of these is a no-op where it was done. There is no journal file
+//! that could disagree with the directory: reserved names and the record in the
+//! copy are the journal.
+//!
+//! Storage opens only what [`Prepared`] names, so that data that should have
+//! been migrated cannot be opened by mistake.
+
+pub mod backup;
+pub mod convert;
+pub mod copy;
+pub mod inspect;
+pub mod overlay;
+pub mod plan;
+pub mod preflight;
+pub mod progress;
+pub mod record;
+pub mod refusal;
+pub mod source;
+pub mod target;
+
+mod error;
+mod finish;
+
+use std::path::{Path, PathBuf};
+
+use self::convert::{Request, convert};
+use self::plan::{Decision, decide};
+use self::progress::{Control, Event};
+use self::record::{Begun, Record, Verified};
+use self::refusal::Refused;
+use crate::config::settings::{Backend, BackupKind, Verify};
+use crate::durable;
+use crate::format::Kind;
+use crate::layout;
+use crate::lock::LockedDir;
+
+pub use self::error::MigrationError;
+
+/// What a start wants.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configured backend.
+    pub backend: Backend,
+    /// How the source is kept.
+    pub backup: BackupKind,
+    /// How many backups are kept, at least.
+    pub keep_backups: u32,
+    /// How the copy is verified.
+    pub verify: Verify,
+    /// The configuration file to rewrite, if one was read.
+    pub config_file: Option<PathBuf>,
+    /// Program and version, for the record.
+    pub program: String,
+}
+
+/// Storage that may be opened.
+#[derive(Debug)]
+pub struct Prepared {
+    storage: Storage,
+    /// The migration that made it, in this start or an earlier one.
+    pub record: Option<Record>,
+    /// Whether it was this start.
+    pub migrated_now: bool,
+}
+
+/// Where the state machine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// In this SQLite file.
+    Sqlite(PathBuf),
+    /// In this redb file.
+    Redb(PathBuf),
+    /// In memory.
+    Memory,
+}
+
+impl Prepared {
+    /// Where the state machine is.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+}
+
+/// Does what the data directory needs before its storage may be opened.
+///
+/// # Errors
+/// When a step fails, the decision is to refuse, or `control` says to stop.
+/// Before the commit point everything is then as it was found.
+pub fn prepare(
+    locked: &LockedDir,
+    options: &Options,
+    control: &Control<'_>,
+) -> Result<Prepared, MigrationError> {
+    let dir = locked.dir();
+    let (redb, sqlite) = (dir.redb(), dir.sqlite());
+    let inventory = inspect::inspect(dir, options.backend)?;
+    for path in &inventory.leftovers {
+        durable::remove(path)?;
+    }
+    if let Some(path) = inventory.leftovers.first() {
+        durable::fsync_parent(path)?;
+        control.observer.event(&Event::LeftoversRemoved(&inventory.leftovers));
+    }
+    let decision = decide(options.backend, &inventory);
+    control.observer.event(&Event::Decided(&decision));
+    let earlier = inventory.sqlite.as_ref().and_then(|file| file.record.clone());
+    let sqlite_with = |record, migrated_now| Prepared {
+        storage: Storage::Sqlite(sqlite.clone()),
+        record,
+        migrated_now,
+    };
+    let redb_ready = || Prepared {
+        storage: Storage::Redb(redb.clone()),
+        record: None,
+        migrated_now: false,
+    };
+    let mut prepared = match decision {
+        Decision::Memory => {
+            return Ok(Prepared { storage: Storage::Memory, record: None, migrated_now: false });
+        }
+        Decision::Refuse(refusal) => {
+            return Err(Refused::explain(refusal, dir, &inventory).into());
+        }
+        Decision::FreshRedb => {
+            fresh(&redb, Kind::Redb)?;
+            redb_ready()
+        }
+        Decision::OpenRedb { unlink_first } => {
+            if unlink_first {
+                unlink(&redb, control)?;
+            }
+            redb_ready()
+        }
+        Decision::UpgradeRedb => {
+            upgrade(&redb, options, control)?;
+            redb_ready()
+        }
+        Decision::FreshSqlite => {
+            fresh(&sqlite, Kind::Sqlite)?;
+            sqlite_with(None, false)
+        }
+        Decision::OpenSqlite => sqlite_with(earlier, false),
+        Decision::Migrate => sqlite_with(Some(migrate(&redb, &sqlite, options, control)?), true),
+        Decision::FinishRetiring => {
+            finish::retire_source(&redb, control)?;
+            sqlite_with(earlier, false)
+        }
+    };
+    if let (Storage::Sqlite(path), Some(record)) = (&prepared.storage, prepared.record.take()) {
+        prepared.record = Some(finish::finish(dir, path, record, options, control));
+    }
+    Ok(prepared)
+}
+
+/// Copies `redb` into `sqlite` and retires it.
+fn migrate(
+    redb: &Path,
+    sqlite: &Path,
+    options: &Options,
+    control: &Control<'_>,
+) -> Result<Record, MigrationError> {
+    let begun = Begun::now(&options.program);
+    let request = Request {
+        source: redb,
+        target: sqlite,
+        target_kind: Kind::Sqlite,
+        backup: Some(options.backup),
+        verify: verified(options.verify),
+        begun: &begun,
+    };
+    let converted = convert(&request, control)?;
+    let (source, record, backup) = converted.publish(sqlite, false, control)?;
+    backup::retire(redb, backup.as_ref(), begun.at())?;
+    drop(source);
+    Ok(record)
+}
+
+/// Replaces a redb file of format v2 by one of v3 with the same rows.
+fn upgrade(
+    redb: &Path,
+    options: &Options,
+    control: &Control<'_>,
+) -> Result<(), MigrationError> {
+    let begun = Begun::now(&options.program);
+    let request = Request {
+        source: redb,
+        target: redb,
+        target_kind: Kind::Redb,
+        backup: Some(options.backup),
+        verify: verified(options.verify),
+        begun: &begun,
+    };
+    let converted = convert(&request, control)?;
+    converted.publish(redb, true, control)?;
+    Ok(())
+}
+
+fn verified(verify: Verify) -> Verified {
+    match verify {
+        Verify::Full => Verified::Full,
+        Verify::Sample => Verified::Sample,
+    }
+}
+
+/// Makes an empty state machine.
+fn fresh(path: &Path, kind: Kind) -> Result<(), MigrationError> {
+    let temporary = layout::temporary(path);
+    let file = durable::create_new(&temporary)?;
+    match kind {
+        Kind::Sqlite => target::sqlite::create_empty(&temporary)?,
+        _ => target::redb::create_empty(&temporary)?,
+    }
+    durable::fsync(&file, &temporary)?;
+    durable::rename_new(&temporary, path)?;
+    durable::fsync_parent(path)?;
+    Ok(())
+}
+
+/// Gives a file that shares its blocks with a backup blocks of its own.
+fn unlink(path: &Path, control: &Control<'_>) -> Result<(), MigrationError> {
+    let temporary = layout::temporary(path);
+    let (file, _) = source::identify(path)?;
+    let copy = durable::create_new(&temporary)?;
+    durable::copy(&file, &copy, &temporary, &mut |_| match control.stopped() {
+        true => Err(std::io::ErrorKind::Interrupted.into()),
+        false => Ok(()),
+    })?;
+    durable::fsync(&copy, &temporary)?;
+    durable::rename_over(&temporary, path)?;
+    durable::fsync_parent(path)?;
+    Ok(())
+}

@@ -1,0 +1,509 @@
+//! Whatever data is copied from, read and never changed: redb of format 2 or
+//! 3, or SQLite.
+
+pub(crate) mod redb;
+pub(crate) mod sqlite;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use self::redb::{EngineError, FormatV2, FormatV3, Redb};
+use self::sqlite::{SqliteError, SqliteReader};
+use super::overlay::Overlay;
+use crate::exit::Exit;
+use crate::format::header::{HEADER_BYTES, Header, HeaderError};
+use crate::format::record::{self, LogId, RecordError, StoredMembership};
+use crate::format::sqlite::OpenError;
+use crate::format::{Kind, tables};
+
+/// Receives rows in key order; an error ends the scan.
+pub(crate) type RowSink<'a> = &'a mut dyn FnMut(&str, &str) -> Result<(), Enough>;
+
+/// What a [`RowSink`] answers when it wants no more rows.
+#[derive(Debug)]
+pub(crate) struct Enough;
+
+/// Why a source cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It is not there.
+    #[error("Source database does not exist: {}; check the path (ls -l)", .0.display())]
+    Missing(PathBuf),
+    /// It is there and cannot be opened or read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The source.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Another process holds it.
+    #[error("{} is in use by another process; stop the node that has it open, then try again", .0.display())]
+    InUse(PathBuf),
+    /// It is of no kind that Aspen knows.
+    #[error("{} is neither a redb nor a SQLite database ({found}); restore it from a backup", path.display())]
+    NotADatabase {
+        /// The source.
+        path: PathBuf,
+        /// What it is instead.
+        found: &'static str,
+    },
+    /// Its header is damaged.
+    #[error("{} is damaged; restore it from a backup", path.display())]
+    Header {
+        /// The source.
+        path: PathBuf,
+        /// What is wrong.
+        source: HeaderError,
+    },
+    /// Its content is damaged.
+    #[error("{} is damaged and was left as it is; restore it from a backup", path.display())]
+    Damaged {
+        /// The source.
+        path: PathBuf,
+        /// What redb found.
+        source: EngineError,
+    },
+    /// Its newest commit is damaged and redb would fall back to the one before.
+    #[error(
+        "{} is damaged: its last commit (transaction {transaction}) fails its checksum, and going on \
+         would silently lose that commit; the file was left as it is: restore it from a backup",
+        path.display()
+    )]
+    LastCommitDamaged {
+        /// The source.
+        path: PathBuf,
+        /// The commit that would be lost.
+        transaction: u64,
+    },
+    /// SQLite's integrity check complains.
+    #[error("{} is damaged: {complaint}; restore it from a backup", path.display())]
+    SqliteDamaged {
+        /// The source.
+        path: PathBuf,
+        /// The first complaint.
+        complaint: String,
+    },
+    /// A database, but of something else.
+    #[error("{} is no Aspen state machine: {why}", path.display())]
+    NotAStateMachine {
+        /// The source.
+        path: PathBuf,
+        /// What is missing or too much.
+        why: String,
+    },
+    /// A metadata record is damaged.
+    #[error("{} is damaged", path.display())]
+    Record {
+        /// The source.
+        path: PathBuf,
+        /// The record.
+        source: RecordError,
+    },
+    /// A SQLite source cannot be opened.
+    #[error(transparent)]
+    SqliteOpen(#[from] OpenError),
+    /// A SQLite source cannot be read.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// Told to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl SourceError {
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Missing(_) => Exit::NoInput,
+            Self::Read { source, .. } | Self::Header { source: HeaderError::Read(source), .. } => {
+                Exit::of_io(source)
+            }
+            Self::InUse(_) => Exit::Locked,
+            Self::SqliteOpen(error) => error.exit(),
+            Self::Stopped => Exit::Ok,
+            _ => Exit::Data,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Engine {
+    Redb(Redb),
+    Sqlite(SqliteReader),
+}
+
+/// What identifies a source and what it says about itself, before it is opened.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// redb or SQLite.
+    pub kind: Kind,
+    /// Identifies the content; see [`Header::fingerprint`].
+    pub fingerprint: String,
+    /// redb's file format version.
+    pub version: Option<u8>,
+    /// Whether the last writer closed it.
+    pub closed_cleanly: bool,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// An open source, locked against other processes until dropped.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    identity: Identity,
+    engine: Engine,
+    overlay: Option<Overlay>,
+    stop: Arc<AtomicBool>,
+    rebuilt_bookkeeping: bool,
+    /// Keeps the lock. It is dropped last.
+    file: File,
+}
+
+impl Source {
+    /// Opens `path` for reading only, takes a shared lock and looks at its
+    /// first bytes. Nothing is trusted before [`check_integrity`](Self::check_integrity).
+    /// Once `stop` is true, reading ends with [`SourceError::Stopped`].
+    ///
+    /// # Errors
+    /// When it is missing, forbidden, in use, damaged or no database.
+    pub fn open(path: &Path, stop: Arc<AtomicBool>) -> Result<Self, SourceError> {
+        let (file, identity) = identify(path)?;
+        let read = |source| SourceError::Read { path: path.to_owned(), source };
+        hold(path, &file)?;
+        if identity.kind == Kind::Sqlite && sqlite::in_use(&file).map_err(read)? {
+            return Err(SourceError::InUse(path.to_owned()));
+        }
+        // Looked at again under the lock: its owner may have written until now.
+        let (_, identity) = identify(path)?;
+        let mut overlay = None;
+        let damaged = |source| SourceError::Damaged { path: path.to_owned(), source };
+        let engine = if identity.kind == Kind::Sqlite {
+            SqliteReader::open(path).map(Engine::Sqlite)?
+        } else {
+            let shown = file
+                .try_clone()
+                .and_then(|file| Overlay::new(file, Arc::clone(&stop)))
+                .map_err(read)?;
+            overlay = Some(shown.clone());
+            let opened = if identity.version == Some(2) {
+                FormatV2::open(shown).map(Redb::V2)
+            } else {
+                FormatV3::open(shown).map(Redb::V3)
+            };
+            opened.map(Engine::Redb).map_err(|error| match stop.load(Ordering::Relaxed) {
+                true => SourceError::Stopped,
+                false => damaged(error),
+            })?
+        };
+        let source = Self {
+            path: path.to_owned(),
+            identity,
+            engine,
+            overlay,
+            stop,
+            rebuilt_bookkeeping: false,
+            file,
+        };
+        source.require_newest_commit()?;
+        Ok(source)
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The read-only descriptor.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Bytes that redb has read so far; 0 for SQLite.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.overlay.as_ref().map_or(0, Overlay::bytes_read)
+    }
+
+    /// A handle to watch [`bytes_read`](Self::bytes_read) while the source is busy.
+    #[must_use]
+    pub fn overlay(&self) -> Option<Overlay> {
+        self.overlay.clone()
+    }
+
+    /// Whether a value may be larger than SQLite takes: only then is a scan
+    /// for it worth its time. Meaningful after [`check_integrity`](Self::check_integrity).
+    #[must_use]
+    pub fn may_hold_huge_value(&self, limit: u64) -> bool {
+        self.overlay.as_ref().is_some_and(|overlay| overlay.largest_read() >= limit)
+    }
+
+    /// Whether the integrity check had to rebuild the allocator's bookkeeping,
+    /// in memory: the rows are proven, the file has a defect.
+    #[must_use]
+    pub fn rebuilt_bookkeeping(&self) -> bool {
+        self.rebuilt_bookkeeping
+    }
+
+    fn damaged(&self, error: EngineError) -> SourceError {
+        if self.stop.load(Ordering::Relaxed) {
+            return SourceError::Stopped;
+        }
+        SourceError::Damaged { path: self.path.clone(), source: error }
+    }
+
+    /// Verifies every checksum of the file, then that it holds a state machine
+    /// and nothing that would be left behind.
+    ///
+    /// # Errors
+    /// When anything is damaged, or the file is something else.
+    pub fn check_integrity(&mut self) -> Result<(), SourceError> {
+        let clean = self.identity.closed_cleanly;
+        let checked = match &mut self.engine {
+            Engine::Sqlite(reader) => {
+                let complaint = reader.check_integrity()?.into_iter().next();
+                return complaint.map_or(Ok(()), |complaint| {
+                    Err(SourceError::SqliteDamaged { path: self.path.clone(), complaint })
+                });
+            }
+            // Opening recovered it, which verified every checksum already.
+            Engine::Redb(Redb::V2(_)) if !clean => Ok(true),
+            Engine::Redb(engine) => engine.check_integrity(),
+        };
+        match checked {
+            Ok(sound) => self.rebuilt_bookkeeping = clean && !sound,
+            Err(error) => return Err(self.damaged(error)),
+        }
+        self.require_newest_commit()?;
+        self.require_state_machine()
+    }
+
+    /// Fails when redb went back to an earlier commit than the header names.
+    fn require_newest_commit(&self) -> Result<(), SourceError> {
+        let Some(overlay) = &self.overlay else { return Ok(()) };
+        let header = |source| SourceError::Header { path: self.path.clone(), source };
+        let wanted = Header::read(&self.file).and_then(|h| h.commit()).map_err(header)?;
+        let mut bytes = [0; HEADER_BYTES];
+        overlay
+            .read_at(0, &mut bytes)
+            .map_err(|source| SourceError::Read { path: self.path.clone(), source })?;
+        let opened = Header::parse(bytes, overlay.length())
+            .and_then(|h| h.commit())
+            .map_err(header)?;
+        if opened.user_root == wanted.user_root {
+            Ok(())
+        } else {
+            let transaction = wanted.transaction_id;
+            Err(SourceError::LastCommitDamaged { path: self.path.clone(), transaction })
+        }
+    }
+
+    fn require_state_machine(&self) -> Result<(), SourceError> {
+        let Engine::Redb(engine) = &self.engine else { return Ok(()) };
+        let found = engine.tables().map_err(|error| self.damaged(error))?;
+        let not = |why| Err(SourceError::NotAStateMachine { path: self.path.clone(), why });
+        for needed in [tables::KV, tables::META] {
+            if !found.iter().any(|table| table.name == needed) {
+                let names: Vec<_> = found.iter().map(|table| table.name.as_str()).collect();
+                return not(format!("it has no table {needed} (it has: {})", names.join(", ")));
+            }
+        }
+        // Whatever is not carried over must be empty or derived, or data would be lost.
+        let carried = [tables::KV, tables::META, tables::SNAPSHOTS];
+        match found.iter().find(|t| t.rows > 0 && !carried.contains(&t.name.as_str())) {
+            Some(table) => not(format!(
+                "its table {} has {} rows that a migration would leave behind",
+                table.name, table.rows
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// How many rows it holds.
+    ///
+    /// # Errors
+    /// When they cannot be counted.
+    pub fn rows(&self) -> Result<u64, SourceError> {
+        match &self.engine {
+            Engine::Sqlite(reader) => Ok(reader.rows()?),
+            Engine::Redb(engine) => {
+                let found = engine.tables().map_err(|error| self.damaged(error))?;
+                Ok(found.iter().find(|table| table.name == tables::KV).map_or(0, |table| table.rows))
+            }
+        }
+    }
+
+    /// The metadata, byte for byte; the known records must decode.
+    ///
+    /// # Errors
+    /// When it cannot be read or a record is damaged.
+    pub fn metadata(&self) -> Result<Metadata, SourceError> {
+        let records = match &self.engine {
+            Engine::Sqlite(reader) => reader.meta()?,
+            Engine::Redb(engine) => {
+                engine.read_meta(tables::META).map_err(|error| self.damaged(error))?
+            }
+        };
+        Metadata::new(records)
+            .map_err(|source| SourceError::Record { path: self.path.clone(), source })
+    }
+
+    /// Hands every row to `sink`, in key order, until it has [`Enough`].
+    pub(crate) fn scan(&self, sink: RowSink<'_>) -> Result<(), SourceError> {
+        match &self.engine {
+            Engine::Sqlite(reader) => Ok(reader.scan(sink)?),
+            Engine::Redb(engine) => match engine.scan(tables::KV, sink) {
+                Ok(()) | Err(EngineError::Stopped) => Ok(()),
+                Err(error) => Err(self.damaged(error)),
+            },
+        }
+    }
+
+    /// The value of one key.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn get(&self, key: &str) -> Result<Option<String>, SourceError> {
+        match &self.engine {
+            Engine::Sqlite(reader) => Ok(reader.get(key)?),
+            Engine::Redb(engine) => {
+                engine.get(tables::KV, key).map_err(|error| self.damaged(error))
+            }
+        }
+    }
+
+    /// The newest migration record in a SQLite source.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn newest_record(&self) -> Result<Option<String>, SourceError> {
+        match &self.engine {
+            Engine::Sqlite(reader) => Ok(reader.newest_record()?),
+            _ => Ok(None),
+        }
+    }
+
+    /// Ends a long SQLite statement from another thread.
+    pub(crate) fn interrupter(&self) -> Option<rusqlite::InterruptHandle> {
+        match &self.engine {
+            Engine::Sqlite(reader) => Some(reader.interrupter()),
+            _ => None,
+        }
+    }
+}
+
+/// Raft metadata: the bytes as they are, and what they say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Every record, copied byte for byte.
+    pub records: BTreeMap<String, Vec<u8>>,
+    /// The last applied entry; `None` in a node that never applied one.
+    pub last_applied: Option<LogId>,
+    /// The last membership, where one is recorded.
+    pub membership: Option<StoredMembership>,
+}
+
+impl Metadata {
+    /// Decodes the known records.
+    ///
+    /// # Errors
+    /// When one is damaged.
+    pub fn new(records: BTreeMap<String, Vec<u8>>) -> Result<Self, RecordError> {
+        let last_applied = match records.get(record::LAST_APPLIED) {
+            Some(bytes) => record::last_applied(bytes)?,
+            None => None,
+        };
+        let membership = match records.get(record::LAST_MEMBERSHIP) {
+            Some(bytes) => Some(record::membership(bytes)?),
+            None => None,
+        };
+        Ok(Self { records, last_applied, membership })
+    }
+}
+
+/// Opens `path` for reading and tells what it is.
+///
+/// # Errors
+/// When it is missing, forbidden, no database, or its header is damaged.
+pub fn identify(path: &Path) -> Result<(File, Identity), SourceError> {
+    let read = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => SourceError::Missing(path.to_owned()),
+        _ => SourceError::Read { path: path.to_owned(), source },
+    };
+    let file = File::open(path).map_err(read)?;
+    let about = file.metadata().map_err(read)?;
+    let not = |found| Err(SourceError::NotADatabase { path: path.to_owned(), found });
+    if !about.is_file() {
+        return not("not a regular file");
+    }
+    let kind = Kind::of(&file).map_err(read)?;
+    let identity = match kind {
+        Kind::Empty => return not("it is empty"),
+        Kind::Unknown => return not("its first bytes are of neither"),
+        Kind::Sqlite => Identity {
+            kind,
+            fingerprint: sqlite_fingerprint(path, &about),
+            version: None,
+            closed_cleanly: true,
+            length: about.len(),
+        },
+        Kind::Redb => {
+            let header_error = |source| SourceError::Header { path: path.to_owned(), source };
+            let header = Header::read(&file).map_err(header_error)?;
+            let commit = header.commit().map_err(header_error)?;
+            if !matches!(commit.version, 2 | 3) {
+                return Err(header_error(HeaderError::Version(commit.version)));
+            }
+            Identity {
+                kind,
+                fingerprint: header.fingerprint(),
+                version: Some(commit.version),
+                closed_cleanly: header.closed_cleanly(),
+                length: about.len(),
+            }
+        }
+    };
+    Ok((file, identity))
+}
+
+/// SQLite has no checksum of its content; length and time of the last change,
+/// of the database and its log, tell one state from another.
+fn sqlite_fingerprint(path: &Path, about: &std::fs::Metadata) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let [wal, _] = crate::layout::sqlite_companions(path);
+    let mut identity = Vec::new();
+    for about in [Some(about.clone()), wal.metadata().ok()].into_iter().flatten() {
+        identity.extend_from_slice(&about.len().to_le_bytes());
+        identity.extend_from_slice(&about.mtime().to_le_bytes());
+        identity.extend_from_slice(&about.mtime_nsec().to_le_bytes());
+    }
+    format!("sqlite-{:032x}", xxhash_rust::xxh3::xxh3_128(&identity))
+}
+
+/// Takes the lock that a legacy node would need to itself, until `file` is closed.
+///
+/// # Errors
+/// When another process has the source open.
+pub fn hold(path: &Path, file: &File) -> Result<(), SourceError> {
+    match fs2::FileExt::try_lock_shared(file) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(SourceError::InUse(path.to_owned()))
+        }
+        Err(source) => Err(SourceError::Read { path: path.to_owned(), source }),
+    }
+}

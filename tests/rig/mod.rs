@@ -1,0 +1,161 @@
+//! Machines with a real systemd, for tests. `rig.sh` beside this boots them;
+//! here they become values that are gone when dropped.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rig/rig.sh");
+/// Tests run one at a time, so one name is enough.
+const NAME: &str = "node";
+
+/// A machine that has booted.
+pub(crate) struct Machine {
+    arguments: Vec<String>,
+    /// Held while the machine exists: one test at a time, in whatever process.
+    _alone: File,
+}
+
+impl Machine {
+    /// Boots a machine in which each of `programs` is `/usr/bin/` and its name.
+    ///
+    /// `None`, and the reason on standard error, where that is impossible, unless
+    /// `ASPEN_REQUIRE_ALL_TESTS=1` makes it a failure.
+    pub(crate) fn boot(programs: &[&str]) -> Option<Self> {
+        let need = rig(&["need"]).output().unwrap();
+        if !need.status.success() {
+            let why = text(&need.stdout);
+            let all = std::env::var("ASPEN_REQUIRE_ALL_TESTS").is_ok_and(|value| value == "1");
+            assert!(!all, "no real systemd to test against: {why}");
+            // Not eprintln: the harness would keep that from whoever runs the tests.
+            let _ = writeln!(
+                std::io::stderr(),
+                "skipped, needs a real systemd: {}",
+                why.trim()
+            );
+            return None;
+        }
+        let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rig.lock");
+        let alone = File::create(lock).unwrap();
+        alone.lock().unwrap();
+        let bind = |program: &&str| {
+            let name = Path::new(program).file_name().unwrap().to_str().unwrap();
+            format!("--bind-ro={program}:/usr/bin/{name}")
+        };
+        let machine = Self {
+            arguments: programs.iter().map(bind).collect(),
+            _alone: alone,
+        };
+        // What a test that was killed has left behind.
+        ok(&mut rig(&["clean"]));
+        machine.start();
+        Some(machine)
+    }
+
+    fn start(&self) {
+        ok(rig(&["boot", NAME]).args(&self.arguments));
+    }
+
+    /// Shuts down in order and boots again.
+    pub(crate) fn reboot(&self) {
+        ok(&mut rig(&["off", NAME]));
+        self.start();
+    }
+
+    /// Cuts the power, losing what was not synced, and boots again.
+    pub(crate) fn cut_power(&self) {
+        ok(&mut rig(&["cut", NAME]));
+        self.start();
+    }
+
+    /// Runs a shell script in the machine, as root.
+    pub(crate) fn run(&self, script: &str) -> Output {
+        self.command(script).output().unwrap()
+    }
+
+    /// Runs a shell script that must succeed, and returns what it printed, trimmed.
+    pub(crate) fn ok(&self, script: &str) -> String {
+        ok(&mut self.command(script))
+    }
+
+    fn command(&self, script: &str) -> Command {
+        rig(&["exec", NAME, "sh", "-euc", script])
+    }
+
+    /// Writes a file in the machine, as root; the mode is 0644.
+    pub(crate) fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        let script = format!("mkdir -p \"$(dirname {path})\"; cat >{path}");
+        let mut command = self.command(&script);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(content.as_ref())
+            .unwrap();
+        assert!(child.wait().unwrap().success(), "writing {path}");
+    }
+
+    /// Waits until a shell script succeeds. Nothing is measured: the bound only
+    /// turns a hang into a failure, and says what the service was doing.
+    pub(crate) fn wait_until(&self, script: &str) {
+        for _ in 0..600 {
+            if self.run(script).status.success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let state = self.run("systemctl --no-pager --full status aspen-node; ls -l /var/lib/aspen");
+        panic!("never came true: {script}\n{}", text(&state.stdout));
+    }
+
+    /// The journal's entries that match, oldest first, each one JSON object.
+    pub(crate) fn journal(&self, matches: &str) -> Vec<serde_json::Value> {
+        let lines = self.ok(&format!("journalctl -q -b -o json {matches}"));
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // While a test panics, a second panic would hide its message.
+        let cleaned = rig(&["clean", NAME]).status();
+        assert!(std::thread::panicking() || cleaned.is_ok_and(|status| status.success()));
+    }
+}
+
+fn rig(arguments: &[&str]) -> Command {
+    let mut command = Command::new(SCRIPT);
+    command.args(arguments).stdin(Stdio::null());
+    command.env("CARGO_TARGET_DIR", target());
+    command
+}
+
+/// The directory that cargo builds in: the parent of the one for tests' files.
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
+}
+
+/// Runs a command that must succeed, and returns what it printed, trimmed.
+fn ok(command: &mut Command) -> String {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let (stdout, stderr) = (text(&stdout), text(&stderr));
+    assert!(status.success(), "{command:?}: {status}\n{stdout}{stderr}");
+    stdout.trim().to_owned()
+}
+
+/// Output as text.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
