@@ -25,4 +25,5 @@ pub mod layout;
 pub mod lock;
 pub mod migration;
 pub mod notify;
+pub mod offline;
 pub mod telemetry;

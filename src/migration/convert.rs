@@ -23,11 +23,12 @@ use super::copy;
 use super::preflight::{self, Problem, Problems, Room, Wanted};
 use super::progress::{Control, Event, Phase};
 use super::record::{self, Begun, Copy, Record, Seconds, Verified};
-use super::source::{Source, SourceError};
+use super::source::{Metadata, Source, SourceError};
 use super::target::{self, TargetError, sqlite::Expected};
 use crate::config::settings::BackupKind;
 use crate::durable;
 use crate::format::Kind;
+use crate::format::digest::Digest;
 use crate::format::sqlite::{self, Access, MAX_ROW_BYTES};
 use crate::layout;
 
@@ -239,6 +240,43 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
     .map(|(record, backup, temporary)| Converted { source, record, backup, temporary })
 }
 
+/// Does steps 1 to 3 without the backup, measures every row, and writes
+/// nothing: what [`convert`] would find before it began.
+///
+/// # Errors
+/// When anything would be in the way.
+pub fn survey(request: &Request<'_>, control: &Control<'_>) -> Result<Record, MigrationError> {
+    let surveyed = (|| {
+        control.observer.event(&Event::Opening);
+        let mut source = open_source(request.source, control)?;
+        let wanted = Wanted {
+            target: request.target,
+            kind: request.target_kind,
+            backup: request.backup,
+        };
+        let (_, mut problems) = preflight::check(&source, wanted)?;
+        check(&mut source, control)?;
+        problems.extend(preflight::measured(&source, wanted)?);
+        refuse(problems)?;
+        let rows = source.rows()?;
+        control.observer.event(&Event::Counted(rows));
+        let metadata = source.metadata()?;
+        control.observer.event(&Event::Metadata(&metadata));
+        Ok(request.begun.record(&Copy {
+            source: request.source,
+            identity: source.identity(),
+            target: request.target,
+            target_kind: request.target_kind,
+            backup: None,
+            digest: Digest { rows, hash: 0 },
+            metadata: &metadata,
+            verified: Verified::None,
+            seconds: Seconds::default(),
+        }))
+    })();
+    surveyed.map_err(|error: MigrationError| error.seen_from(request.target, 0))
+}
+
 fn refuse(problems: Vec<Problem>) -> Result<(), MigrationError> {
     match problems.is_empty() {
         true => Ok(()),
@@ -260,7 +298,7 @@ fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> 
     let interrupter = source.interrupter();
     let finished = AtomicBool::new(false);
     let result = std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let reporter = scope.spawn(|| {
             while !finished.load(Ordering::Acquire) {
                 if let Some(overlay) = &overlay {
                     control.observer.work(Phase::Check, overlay.bytes_read().min(total), total);
@@ -273,6 +311,7 @@ fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> 
         });
         let result = source.check_integrity();
         finished.store(true, Ordering::Release);
+        reporter.thread().unpark();
         result
     });
     match result {
@@ -289,8 +328,8 @@ fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> 
 }
 
 struct Made {
-    digest: crate::format::digest::Digest,
-    metadata: super::source::Metadata,
+    digest: Digest,
+    metadata: Metadata,
 }
 
 fn copy_and_verify(
@@ -337,6 +376,9 @@ fn copy_and_verify(
         (_, _, sample) => target::redb::verify(path, expected, sample.as_deref(), control)?,
     }
     observer.work(Phase::Verify, 1, 1);
+    if request.verify != Verified::None {
+        observer.event(&Event::Verified);
+    }
     seconds.verify = verifying.elapsed().as_secs_f64();
     Ok((temporary, Made { digest: read.digest, metadata }))
 }

@@ -67,10 +67,10 @@ pub enum Event<'a> {
     Verifying(bool),
     /// The counts agree.
     CountVerified(u64),
-    /// That many of all rows were compared.
+    /// Rows were compared.
     RowsVerified {
-        /// How many were compared.
-        compared: u64,
+        /// How many of a sample were compared; `None` when all were.
+        sampled: Option<u64>,
         /// How many there are.
         of: u64,
     },
@@ -78,6 +78,8 @@ pub enum Event<'a> {
     MetadataVerified,
     /// The digests of all rows agree.
     DigestVerified(Digest),
+    /// All that was to be verified agrees.
+    Verified,
     /// The backup is durable under its name.
     BackedUp(&'a Path),
     /// The target is durable under its name: the commit point.

@@ -386,7 +386,7 @@ fn damage() -> impl Strategy<Value = Vec<(prop::sample::Index, usize, Vec<u8>)>>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(100000))]
 
     #[test]
     fn a_damaged_file_never_panics_and_its_problems_name_file_and_line(changes in damage()) {
