@@ -61,11 +61,7 @@ impl DurableError {
 
 type Result<T> = std::result::Result<T, DurableError>;
 
-fn context<T>(
-    result: io::Result<T>,
-    operation: &'static str,
-    path: &Path,
-) -> Result<T> {
+fn context<T>(result: io::Result<T>, operation: &'static str, path: &Path) -> Result<T> {
     result.map_err(|source| DurableError {
         operation,
         path: path.to_owned(),
@@ -143,7 +139,11 @@ pub fn fsync(file: &File, path: &Path) -> Result<()> {
 pub fn fsync_parent(path: &Path) -> Result<()> {
     let dir = parent(path);
     crash_point("fsync directory", dir);
-    context(File::open(dir).and_then(|d| d.sync_all()), "fsync directory", dir)
+    context(
+        File::open(dir).and_then(|d| d.sync_all()),
+        "fsync directory",
+        dir,
+    )
 }
 
 /// The directory that holds `path`.
@@ -166,9 +166,7 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
     let renamed = match nix::fcntl::renameat2(AT_FDCWD, from, AT_FDCWD, to, flags) {
         // File systems without the flag (NFS, some FUSE): the data-directory lock is
         // held, so that nothing of ours can appear between the look and the rename.
-        Err(nix::Error::EINVAL | nix::Error::ENOSYS) if !to.exists() => {
-            std::fs::rename(from, to)
-        }
+        Err(nix::Error::EINVAL | nix::Error::ENOSYS) if !to.exists() => std::fs::rename(from, to),
         other => other.map_err(io::Error::from),
     };
     context(renamed, "rename into place", to)
@@ -277,15 +275,17 @@ pub fn copy(
     let length = context(from.metadata(), "read the length of the source of", path)?.len();
     // SAFETY: both descriptors are open for the whole call; FICLONE takes a
     // descriptor by value and touches no memory of ours.
-    let cloned = unsafe {
-        ficlone(to.as_raw_fd(), from.as_raw_fd().unsigned_abs().into())
-    };
+    let cloned = unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd().unsigned_abs().into()) };
     if cloned.is_ok() {
         context(on_progress(length), "copy to", path)?;
         return Ok(Copied::Reflink);
     }
     context(to.set_len(length), "allocate", path)?;
-    context(copy_data(from, to, path, length, on_progress), "copy to", path)?;
+    context(
+        copy_data(from, to, path, length, on_progress),
+        "copy to",
+        path,
+    )?;
     Ok(Copied::Bytes)
 }
 
@@ -323,7 +323,9 @@ fn next_data(file: &File, at: u64, length: u64) -> io::Result<(u64, u64)> {
     };
     let start = match seek(at, Whence::SeekData) {
         Ok(start) => start.min(length),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => return Ok((length, length)),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {
+            return Ok((length, length));
+        }
         // A file system that cannot tell holes from data: all is data.
         Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok((at, length)),
         Err(error) => return Err(error),
@@ -345,7 +347,12 @@ fn copy_range(from: &File, to: &File, at: u64, length: u64) -> io::Result<()> {
             Ok(copied) => at += copied as u64,
             Err(nix::Error::EINTR) => {}
             // Across file systems or kinds of them: through memory.
-            Err(nix::Error::EXDEV | nix::Error::EINVAL | nix::Error::ENOSYS | nix::Error::EOPNOTSUPP) => {
+            Err(
+                nix::Error::EXDEV
+                | nix::Error::EINVAL
+                | nix::Error::ENOSYS
+                | nix::Error::EOPNOTSUPP,
+            ) => {
                 let mut buffer = vec![0; wanted.min(1 << 20)];
                 from.read_exact_at(&mut buffer, at)?;
                 to.write_all_at(&buffer, at)?;

@@ -68,13 +68,19 @@ impl LockedDir {
     /// When another process has it, or the lock file cannot be used.
     pub fn take(dir: DataDir, program: &str) -> Result<Self, LockError> {
         let path = dir.lock();
-        let io = |source| LockError::Io { path: path.clone(), source };
+        let io = |source| LockError::Io {
+            path: path.clone(),
+            source,
+        };
         let mut file = open(&path).map_err(io)?;
         match fs2::FileExt::try_lock_exclusive(&file) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let owner = owner(&file);
-                return Err(LockError::Held { path: dir.path().to_owned(), owner });
+                return Err(LockError::Held {
+                    path: dir.path().to_owned(),
+                    owner,
+                });
             }
             Err(error) => return Err(io(error)),
         }
@@ -109,7 +115,11 @@ fn owner(file: &File) -> String {
     // A lock whose owner did not get to write its note is held all the same.
     let _ = file.take(MAX_OWNER_BYTES).read_to_string(&mut note);
     let note: String = note.trim().chars().filter(|c| !c.is_control()).collect();
-    if note.is_empty() { "it left no name".to_owned() } else { note }
+    if note.is_empty() {
+        "it left no name".to_owned()
+    } else {
+        note
+    }
 }
 
 #[cfg(test)]
@@ -123,7 +133,12 @@ mod tests {
         let first = LockedDir::take(DataDir::new(dir.path()), "aspen-node").unwrap();
         let second = LockedDir::take(DataDir::new(dir.path()), "aspen-migrate").unwrap_err();
         let pid = std::process::id();
-        assert!(second.to_string().contains(&format!("pid {pid} aspen-node")), "{second}");
+        assert!(
+            second
+                .to_string()
+                .contains(&format!("pid {pid} aspen-node")),
+            "{second}"
+        );
         assert_eq!(second.exit(), Exit::Locked);
         drop(first);
         LockedDir::take(DataDir::new(dir.path()), "aspen-migrate").unwrap();

@@ -110,18 +110,7 @@ pub fn load(
     let mut environment = Source::environment(&variables);
     let mut command_line = Source::command_line(overrides);
 
-    let mut figment = Figment::new();
-    for fragment in Source::defaults().fragments {
-        figment = figment.merge(fragment);
-    }
-    for fragment in &from_file.fragments {
-        if environment.members.is_none() || !fragments::is_member(&fragment.path) {
-            figment = figment.merge(fragment);
-        }
-    }
-    for fragment in environment.fragments.iter().chain(&command_line.fragments) {
-        figment = figment.merge(fragment);
-    }
+    let mut figment = merge(&from_file, &environment, &command_line);
     // The one default that depends on another value.
     let id = figment
         .extract_inner("node.id")
@@ -146,6 +135,21 @@ pub fn load(
         given,
         members: environment.members,
     })
+}
+
+/// All values by precedence.
+fn merge(from_file: &Source, environment: &Source, command_line: &Source) -> Figment {
+    let defaults = Source::defaults();
+    let replaced = |fragment: &&Fragment| {
+        environment.members.is_some() && fragments::is_member(&fragment.path)
+    };
+    let weakest_first = defaults
+        .fragments
+        .iter()
+        .chain(from_file.fragments.iter().filter(|f| !replaced(f)))
+        .chain(&environment.fragments)
+        .chain(&command_line.fragments);
+    weakest_first.fold(Figment::new(), |figment, fragment| figment.merge(fragment))
 }
 
 /// The settings, unless something is wrong with a value or between values.

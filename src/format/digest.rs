@@ -11,6 +11,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes that precede each key and each value.
 const LENGTH: usize = size_of::<u64>();
+/// Bytes that [`Digester::drain`] lets gather: they stay in the processor's cache.
+const DRAIN_BYTES: usize = 64 << 10;
 
 /// The digest of a number of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,14 @@ impl Digester {
         self.hash.update(value);
     }
 
+    /// Adds the rows of a batch once it holds enough to be worth it, and empties it.
+    pub fn drain(&mut self, batch: &mut Batch) {
+        if batch.bytes() >= DRAIN_BYTES {
+            self.batch(batch);
+            batch.clear(2 * DRAIN_BYTES);
+        }
+    }
+
     /// Adds the rows of a batch, which holds them as they are hashed.
     pub fn batch(&mut self, batch: &Batch) {
         self.rows += batch.rows.len() as u64;
@@ -71,13 +81,15 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Appends a row.
-    pub fn push(&mut self, key: &str, value: &str) {
-        self.bytes.extend_from_slice(&(key.len() as u64).to_le_bytes());
-        self.bytes.extend_from_slice(key.as_bytes());
+    /// Appends a row; both are UTF-8.
+    pub fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes
+            .extend_from_slice(&(key.len() as u64).to_le_bytes());
+        self.bytes.extend_from_slice(key);
         let key_end = self.bytes.len();
-        self.bytes.extend_from_slice(&(value.len() as u64).to_le_bytes());
-        self.bytes.extend_from_slice(value.as_bytes());
+        self.bytes
+            .extend_from_slice(&(value.len() as u64).to_le_bytes());
+        self.bytes.extend_from_slice(value);
         self.rows.push((key_end, self.bytes.len()));
     }
 
@@ -124,12 +136,17 @@ mod tests {
 
     #[test]
     fn a_batch_and_its_rows_have_the_same_digest() {
-        let rows = [("", ""), ("a", "\0"), ("b\0c", "värde"), ("long", &"x".repeat(3000))];
+        let rows = [
+            ("", ""),
+            ("a", "\0"),
+            ("b\0c", "värde"),
+            ("long", &"x".repeat(3000)),
+        ];
         let (mut by_row, mut by_batch, mut batch) =
             (Digester::default(), Digester::default(), Batch::default());
         for (key, value) in rows {
             by_row.row(key.as_bytes(), value.as_bytes());
-            batch.push(key, value);
+            batch.push(key.as_bytes(), value.as_bytes());
         }
         by_batch.batch(&batch);
         assert_eq!(by_row.finish(), by_batch.finish());

@@ -106,7 +106,11 @@ mod tests {
         for field in [5_u64, 2, 1235] {
             golden.extend_from_slice(&field.to_le_bytes());
         }
-        let id = LogId { term: 5, node_id: 2, index: 1235 };
+        let id = LogId {
+            term: 5,
+            node_id: 2,
+            index: 1235,
+        };
         assert_eq!(last_applied(&golden).unwrap(), Some(id));
         assert_eq!(bincode::serialize(&Some(id)).unwrap(), golden);
         assert_eq!(last_applied(&[0]).unwrap(), None);
@@ -115,10 +119,19 @@ mod tests {
     #[test]
     fn a_joint_membership_keeps_its_bytes() {
         let stored = StoredMembership {
-            log_id: Some(LogId { term: 1, node_id: 1, index: 0 }),
+            log_id: Some(LogId {
+                term: 1,
+                node_id: 1,
+                index: 0,
+            }),
             membership: Membership {
                 configs: vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])],
-                nodes: BTreeMap::from([(1, NodeAddress { addr: "10.0.0.1:7000".into() })]),
+                nodes: BTreeMap::from([(
+                    1,
+                    NodeAddress {
+                        addr: "10.0.0.1:7000".into(),
+                    },
+                )]),
             },
         };
         let bytes = bincode::serialize(&stored).unwrap();
@@ -127,7 +140,12 @@ mod tests {
 
     #[test]
     fn bytes_missing_or_left_over_are_damage_not_absence() {
-        let whole = bincode::serialize(&Some(LogId { term: 1, node_id: 1, index: 9 })).unwrap();
+        let whole = bincode::serialize(&Some(LogId {
+            term: 1,
+            node_id: 1,
+            index: 9,
+        }))
+        .unwrap();
         for length in 0..whole.len() {
             assert!(last_applied(&whole[..length]).is_err(), "{length} bytes");
         }

@@ -110,7 +110,10 @@ pub enum Access {
 /// # Errors
 /// When the file is missing, empty, forbidden, damaged or something else.
 pub fn open(path: &Path, access: Access) -> Result<Connection, OpenError> {
-    let file = |source| OpenError::File { path: path.to_owned(), source };
+    let file = |source| OpenError::File {
+        path: path.to_owned(),
+        source,
+    };
     // SQLite says only "unable to open"; the operating system says why. And SQLite
     // takes an empty file for an empty database, which here would be lost data.
     let length = std::fs::OpenOptions::new()
@@ -127,7 +130,10 @@ pub fn open(path: &Path, access: Access) -> Result<Connection, OpenError> {
         Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
         Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
     };
-    let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let sqlite = |source| OpenError::Sqlite {
+        path: path.to_owned(),
+        source,
+    };
     let connection = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
         .map_err(sqlite)?;
     configure(&connection, access).map_err(sqlite)?;
@@ -152,10 +158,15 @@ fn configure(connection: &Connection, access: Access) -> rusqlite::Result<()> {
 /// When one is missing or the schema cannot be read.
 pub fn require_tables(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     for table in [KV, META] {
-        let found = has_table(connection, table)
-            .map_err(|source| OpenError::Sqlite { path: path.to_owned(), source })?;
+        let found = has_table(connection, table).map_err(|source| OpenError::Sqlite {
+            path: path.to_owned(),
+            source,
+        })?;
         if !found {
-            return Err(OpenError::NoTable { path: path.to_owned(), table });
+            return Err(OpenError::NoTable {
+                path: path.to_owned(),
+                table,
+            });
         }
     }
     Ok(())

@@ -67,7 +67,9 @@ pub struct Backup {
 fn stamp_of(source: &Path, candidate: &Path) -> Option<OffsetDateTime> {
     let prefix = format!("{}{}", source.file_name()?.to_str()?, layout::BACKUP_INFIX);
     let stamp = candidate.file_name()?.to_str()?.strip_prefix(&prefix)?;
-    PrimitiveDateTime::parse(stamp, STAMP).ok().map(PrimitiveDateTime::assume_utc)
+    PrimitiveDateTime::parse(stamp, STAMP)
+        .ok()
+        .map(PrimitiveDateTime::assume_utc)
 }
 
 /// All backups of `source` by their names, newest first.
@@ -76,7 +78,10 @@ fn stamp_of(source: &Path, candidate: &Path) -> Option<OffsetDateTime> {
 /// When the directory cannot be read.
 pub fn list(source: &Path) -> Result<Vec<(OffsetDateTime, PathBuf)>, BackupError> {
     let dir = durable::parent(source);
-    let read = |error| BackupError::Read { path: dir.to_owned(), source: error };
+    let read = |error| BackupError::Read {
+        path: dir.to_owned(),
+        source: error,
+    };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(read)? {
         let path = entry.map_err(read)?.path();
@@ -92,7 +97,9 @@ pub fn list(source: &Path) -> Result<Vec<(OffsetDateTime, PathBuf)>, BackupError
 fn free_name(source: &Path, at: OffsetDateTime) -> PathBuf {
     let mut at = at;
     loop {
-        let stamp = at.format(STAMP).unwrap_or_else(|_| at.unix_timestamp().to_string());
+        let stamp = at
+            .format(STAMP)
+            .unwrap_or_else(|_| at.unix_timestamp().to_string());
         let path = layout::with_suffix(source, &format!("{}{stamp}", layout::BACKUP_INFIX));
         if path.symlink_metadata().is_err() {
             return path;
@@ -162,7 +169,11 @@ fn copy(
     let made = durable::copy(file, &target, &temporary, &mut |bytes| {
         done += bytes;
         control.observer.work(Phase::Backup, done, total);
-        if stopped() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        if stopped() {
+            Err(io::ErrorKind::Interrupted.into())
+        } else {
+            Ok(())
+        }
     })
     .and_then(|_| durable::fsync(&target, &temporary))
     .and_then(|()| durable::rename_new(&temporary, path));
@@ -182,12 +193,19 @@ pub(crate) fn find(
     control: &Control<'_>,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Option<Backup>, BackupError> {
-    let Ok((_, wanted)) = identify(source) else { return Ok(None) };
+    let Ok((_, wanted)) = identify(source) else {
+        return Ok(None);
+    };
     for (_, path) in list(source)? {
-        let Ok((candidate, identity)) = identify(&path) else { continue };
+        let Ok((candidate, identity)) = identify(&path) else {
+            continue;
+        };
         if identity.fingerprint == wanted.fingerprint {
             let same = same_bytes(file, &candidate, control, stopped);
-            if same.map_err(|error| BackupError::Read { path: path.clone(), source: error })? {
+            if same.map_err(|error| BackupError::Read {
+                path: path.clone(),
+                source: error,
+            })? {
                 // A copy by hand may still be in memory only.
                 durable::fsync(&candidate, &path)?;
                 return Ok(Some(Backup { path, new: false }));
@@ -296,23 +314,33 @@ mod tests {
     fn pruning_keeps_the_newest_the_young_and_everything_that_is_no_backup() {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("state-machine.redb");
-        touch(dir.path(), &[
-            "state-machine.redb.backup-20260101-000000",
-            "state-machine.redb.backup-20260201-000000",
-            "state-machine.redb.backup-20260301-000000",
-            "state-machine.redb.backup-20260310-120000",
-            "state-machine.redb.backup-manual",
-            "state-machine.redb.backup-20261399-000000",
-            "other.redb.backup-20200101-000000",
-        ]);
+        touch(
+            dir.path(),
+            &[
+                "state-machine.redb.backup-20260101-000000",
+                "state-machine.redb.backup-20260201-000000",
+                "state-machine.redb.backup-20260301-000000",
+                "state-machine.redb.backup-20260310-120000",
+                "state-machine.redb.backup-manual",
+                "state-machine.redb.backup-20261399-000000",
+                "other.redb.backup-20200101-000000",
+            ],
+        );
         let current = dir.path().join("state-machine.redb.backup-20260310-120000");
         let now = datetime!(2026-03-10 12:00 UTC);
         let removed = prune(&source, 2, &current, now).unwrap();
-        assert_eq!(removed, [
-            dir.path().join("state-machine.redb.backup-20260201-000000"),
-            dir.path().join("state-machine.redb.backup-20260101-000000"),
-        ]);
-        assert!(prune(&source, 1, &current, datetime!(2026-03-05 12:00 UTC)).unwrap().is_empty());
+        assert_eq!(
+            removed,
+            [
+                dir.path().join("state-machine.redb.backup-20260201-000000"),
+                dir.path().join("state-machine.redb.backup-20260101-000000"),
+            ]
+        );
+        assert!(
+            prune(&source, 1, &current, datetime!(2026-03-05 12:00 UTC))
+                .unwrap()
+                .is_empty()
+        );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 5);
     }
 

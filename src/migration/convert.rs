@@ -106,7 +106,11 @@ impl Temporary {
         remove_with_companions(&path)?;
         let file = durable::create_new(&path)?;
         give_to_owner_of(source, &file);
-        Ok(Self { path, file, published: false })
+        Ok(Self {
+            path,
+            file,
+            published: false,
+        })
     }
 }
 
@@ -143,7 +147,10 @@ struct NewBackup(Option<Backup>);
 impl NewBackup {
     fn keep(mut self) -> Backup {
         let kept = self.0.take();
-        kept.unwrap_or(Backup { path: PathBuf::new(), new: false })
+        kept.unwrap_or(Backup {
+            path: PathBuf::new(),
+            new: false,
+        })
     }
 
     fn path(&self) -> Option<&Path> {
@@ -185,8 +192,10 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
 
     let mut seconds = Seconds::default();
     let (backup_file, halt) = (source.file().try_clone(), AtomicBool::new(false));
-    let backup_file = backup_file
-        .map_err(|error| SourceError::Read { path: request.source.to_owned(), source: error })?;
+    let backup_file = backup_file.map_err(|error| SourceError::Read {
+        path: request.source.to_owned(),
+        source: error,
+    })?;
     let make_backup = || match request.backup {
         None => Ok(NewBackup(None)),
         Some(kind) => {
@@ -207,7 +216,8 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
             if room == Room::Plenty {
                 check(&mut source, control)?;
                 seconds.check = checked.elapsed().as_secs_f64();
-                if request.target_kind == Kind::Sqlite && source.may_hold_huge_value(MAX_ROW_BYTES) {
+                if request.target_kind == Kind::Sqlite && source.may_hold_huge_value(MAX_ROW_BYTES)
+                {
                     refuse(preflight::measured(&source, wanted)?)?;
                 }
             }
@@ -215,7 +225,9 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
         })();
         halt.store(copied.is_err(), Ordering::Relaxed);
         let waiting = Instant::now();
-        let backup = backup.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let backup = backup
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         seconds.backup = waiting.elapsed().as_secs_f64();
         let (temporary, made) = copied?;
         let backup = backup?;
@@ -237,7 +249,12 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
         let backup = backup.0.is_some().then_some(backup);
         Ok((record, backup, temporary))
     })
-    .map(|(record, backup, temporary)| Converted { source, record, backup, temporary })
+    .map(|(record, backup, temporary)| Converted {
+        source,
+        record,
+        backup,
+        temporary,
+    })
 }
 
 /// Does steps 1 to 3 without the backup, measures every row, and writes
@@ -301,7 +318,9 @@ fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> 
         let reporter = scope.spawn(|| {
             while !finished.load(Ordering::Acquire) {
                 if let Some(overlay) = &overlay {
-                    control.observer.work(Phase::Check, overlay.bytes_read().min(total), total);
+                    control
+                        .observer
+                        .work(Phase::Check, overlay.bytes_read().min(total), total);
                 }
                 if let Some(interrupter) = interrupter.as_ref().filter(|_| control.stopped()) {
                     interrupter.interrupt();
@@ -309,6 +328,9 @@ fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> 
                 std::thread::park_timeout(REPORT_INTERVAL);
             }
         });
+        if let Some(overlay) = &overlay {
+            scope.spawn(|| overlay.read_ahead(&finished));
+        }
         let result = source.check_integrity();
         finished.store(true, Ordering::Release);
         reporter.thread().unpark();
@@ -353,7 +375,11 @@ fn copy_and_verify(
         _ => target::redb::build(path, feed, &metadata, &control.stop),
     })?;
     if read.digest.rows != rows {
-        return Err(TargetError::Count { wanted: rows, found: read.digest.rows }.into());
+        return Err(TargetError::Count {
+            wanted: rows,
+            found: read.digest.rows,
+        }
+        .into());
     }
     // Most of it is on its way already; the rest goes while the copy is verified.
     durable::start_writeback(&temporary.file, 0, 0);
@@ -362,7 +388,11 @@ fn copy_and_verify(
 
     let verifying = Instant::now();
     observer.event(&Event::Verifying(request.verify != Verified::None));
-    let expected = Expected { digest: read.digest, metadata: &metadata };
+    let expected = Expected {
+        digest: read.digest,
+        keys: read.keys,
+        metadata: &metadata,
+    };
     let sample = match request.verify {
         Verified::Sample => Some(sample_of(source, &read.sample)?),
         _ => None,
@@ -380,7 +410,13 @@ fn copy_and_verify(
         observer.event(&Event::Verified);
     }
     seconds.verify = verifying.elapsed().as_secs_f64();
-    Ok((temporary, Made { digest: read.digest, metadata }))
+    Ok((
+        temporary,
+        Made {
+            digest: read.digest,
+            metadata,
+        },
+    ))
 }
 
 /// The sampled keys with the values that the source has for them now.
@@ -388,7 +424,9 @@ fn sample_of(
     source: &Source,
     keys: &[String],
 ) -> Result<Vec<(String, Option<String>)>, SourceError> {
-    keys.iter().map(|key| Ok((key.clone(), source.get(key)?))).collect()
+    keys.iter()
+        .map(|key| Ok((key.clone(), source.get(key)?)))
+        .collect()
 }
 
 fn store_record(path: &Path, record: &Record) -> Result<(), MigrationError> {

@@ -32,7 +32,9 @@ impl Feed {
     pub fn advance(&mut self) -> bool {
         self.row += 1;
         while self.row >= self.batch.len() {
-            let Ok(next) = self.full.recv() else { return false };
+            let Ok(next) = self.full.recv() else {
+                return false;
+            };
             let mut used = std::mem::replace(&mut self.batch, next);
             used.clear(2 * BATCH_BYTES);
             // The reader may have finished, then nobody wants it back.
@@ -54,6 +56,8 @@ impl Feed {
 pub struct Read {
     /// The digest of all rows.
     pub digest: Digest,
+    /// The digest of all keys, each as a row without a value: what an index holds.
+    pub keys: Digest,
     /// Keys spread evenly over the key range, at most [`SAMPLE_KEYS`].
     pub sample: Vec<String>,
 }
@@ -70,11 +74,19 @@ pub fn stream<T, E: From<SourceError>>(
 ) -> Result<(T, Read), E> {
     let (full_sender, full) = sync_channel(BATCHES);
     let (empty, empty_receiver) = channel();
-    let feed = Feed { full, empty, batch: Batch::default(), row: 0 };
+    let feed = Feed {
+        full,
+        empty,
+        batch: Batch::default(),
+        row: 0,
+    };
     std::thread::scope(|scope| {
-        let reader = scope.spawn(move || read(source, rows, control, &full_sender, &empty_receiver));
+        let reader =
+            scope.spawn(move || read(source, rows, control, &full_sender, &empty_receiver));
         let written = write(feed);
-        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let read = reader
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok((written?, read))
     })
 }
@@ -90,21 +102,33 @@ fn read(
     let mut sample = Vec::new();
     let stride = (rows / SAMPLE_KEYS).max(1);
     let mut batch = Batch::default();
+    let (mut keys, mut key_batch) = (Digester::default(), Batch::default());
     let mut done = 0_u64;
     let mut send = |batch: &mut Batch, done| -> Result<(), Enough> {
         digester.batch(batch);
         let next = empty.try_recv().unwrap_or_default();
-        full.send(std::mem::replace(batch, next)).map_err(|_| Enough)?;
+        full.send(std::mem::replace(batch, next))
+            .map_err(|_| Enough)?;
         control.observer.work(Phase::Copy, done, rows);
-        if control.stopped() { Err(Enough) } else { Ok(()) }
+        if control.stopped() {
+            Err(Enough)
+        } else {
+            Ok(())
+        }
     };
     source.scan(&mut |key, value| {
         if done.is_multiple_of(stride) && (sample.len() as u64) < SAMPLE_KEYS {
             sample.push(key.to_owned());
         }
-        batch.push(key, value);
+        batch.push(key.as_bytes(), value.as_bytes());
+        key_batch.push(key.as_bytes(), b"");
+        keys.drain(&mut key_batch);
         done += 1;
-        if batch.bytes() >= BATCH_BYTES { send(&mut batch, done) } else { Ok(()) }
+        if batch.bytes() >= BATCH_BYTES {
+            send(&mut batch, done)
+        } else {
+            Ok(())
+        }
     })?;
     if control.stopped() {
         return Err(SourceError::Stopped);
@@ -113,5 +137,10 @@ fn read(
         // A writer that has gone reports its own error.
         let _ = send(&mut batch, done);
     }
-    Ok(Read { digest: digester.finish(), sample })
+    keys.batch(&key_batch);
+    Ok(Read {
+        digest: digester.finish(),
+        keys: keys.finish(),
+        sample,
+    })
 }

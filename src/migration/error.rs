@@ -87,7 +87,10 @@ impl From<MeasureError> for MigrationError {
 
 impl MigrationError {
     pub(super) fn record(path: &Path, source: rusqlite::Error) -> Self {
-        Self::Record { path: path.to_owned(), source }
+        Self::Record {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// The exit code that fits.
@@ -138,7 +141,12 @@ impl MigrationError {
         }
         let dir = durable::parent(target).to_owned();
         let found = durable::free_space(&dir).unwrap_or(0);
-        Self::DiskFull { dir, needed, found, source: Box::new(self) }
+        Self::DiskFull {
+            dir,
+            needed,
+            found,
+            source: Box::new(self),
+        }
     }
 
     fn is_disk_full(&self) -> bool {

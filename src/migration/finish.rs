@@ -74,7 +74,9 @@ fn with_backup(
     if record.backup.is_some() {
         return record;
     }
-    let Some(path) = backup_of(&dir.redb(), &record) else { return record };
+    let Some(path) = backup_of(&dir.redb(), &record) else {
+        return record;
+    };
     record.backup = Some(path);
     let updated = sqlite::open(database, Access::Write)
         .map_err(MigrationError::from)

@@ -89,10 +89,15 @@ pub fn inspect(dir: &DataDir, backend: Backend) -> Result<Inventory, InspectErro
                 found: "it is a SQLite database",
             }));
         }
-        inventory.redb = Some(RedbFile { identity, linked: about.nlink() > 1 });
+        inventory.redb = Some(RedbFile {
+            identity,
+            linked: about.nlink() > 1,
+        });
     }
     if regular(&dir.sqlite())?.is_some() {
-        inventory.sqlite = Some(SqliteFile { record: record(&dir.sqlite())? });
+        inventory.sqlite = Some(SqliteFile {
+            record: record(&dir.sqlite())?,
+        });
     } else {
         for path in layout::sqlite_companions(&dir.sqlite()) {
             if look(&path)?.is_some() {
@@ -108,7 +113,11 @@ pub fn inspect(dir: &DataDir, backend: Backend) -> Result<Inventory, InspectErro
 fn record(path: &Path) -> Result<Option<Record>, InspectError> {
     if std::fs::metadata(path).is_ok_and(|about| about.len() == 0) {
         let empty = std::io::Error::other("the file is empty");
-        return Err(OpenError::File { path: path.to_owned(), source: empty }.into());
+        return Err(OpenError::File {
+            path: path.to_owned(),
+            source: empty,
+        }
+        .into());
     }
     let text = SqliteReader::open(path)?.newest_record()?;
     Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
@@ -118,7 +127,10 @@ fn look(path: &Path) -> Result<Option<std::fs::Metadata>, InspectError> {
     match path.symlink_metadata() {
         Ok(about) => Ok(Some(about)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(InspectError::Look { path: path.to_owned(), source }),
+        Err(source) => Err(InspectError::Look {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 

@@ -118,11 +118,16 @@ pub fn prepare(
     }
     if let Some(path) = inventory.leftovers.first() {
         durable::fsync_parent(path)?;
-        control.observer.event(&Event::LeftoversRemoved(&inventory.leftovers));
+        control
+            .observer
+            .event(&Event::LeftoversRemoved(&inventory.leftovers));
     }
     let decision = decide(options.backend, &inventory);
     control.observer.event(&Event::Decided(&decision));
-    let earlier = inventory.sqlite.as_ref().and_then(|file| file.record.clone());
+    let earlier = inventory
+        .sqlite
+        .as_ref()
+        .and_then(|file| file.record.clone());
     let sqlite_with = |record, migrated_now| Prepared {
         storage: Storage::Sqlite(sqlite.clone()),
         record,
@@ -135,7 +140,11 @@ pub fn prepare(
     };
     let mut prepared = match decision {
         Decision::Memory => {
-            return Ok(Prepared { storage: Storage::Memory, record: None, migrated_now: false });
+            return Ok(Prepared {
+                storage: Storage::Memory,
+                record: None,
+                migrated_now: false,
+            });
         }
         Decision::Refuse(refusal) => {
             return Err(Refused::explain(refusal, dir, &inventory).into());
@@ -195,11 +204,7 @@ fn migrate(
 }
 
 /// Replaces a redb file of format v2 by one of v3 with the same rows.
-fn upgrade(
-    redb: &Path,
-    options: &Options,
-    control: &Control<'_>,
-) -> Result<(), MigrationError> {
+fn upgrade(redb: &Path, options: &Options, control: &Control<'_>) -> Result<(), MigrationError> {
     let begun = Begun::now(&options.program);
     let request = Request {
         source: redb,

@@ -25,6 +25,9 @@ const PAGE: u64 = 4096;
 /// for more than 100 GB. Past it, an error is better than an exhausted machine.
 const MAX_WRITTEN_BYTES: u64 = 64 << 20;
 
+/// Bytes that the kernel is asked to read ahead at a time.
+const AHEAD_BYTES: u64 = 4 << 20;
+
 /// A cheap handle to the overlay; clones share it.
 #[derive(Clone, Debug)]
 pub struct Overlay(Arc<Shared>);
@@ -82,7 +85,11 @@ impl Overlay {
     /// The length that redb sees.
     #[must_use]
     pub fn length(&self) -> u64 {
-        self.0.written.read().unwrap_or_else(PoisonError::into_inner).length
+        self.0
+            .written
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .length
     }
 
     /// Reads what redb would read.
@@ -96,8 +103,14 @@ impl Overlay {
         let wanted = out.len() as u64;
         self.0.bytes_read.fetch_add(wanted, Ordering::Relaxed);
         self.0.largest_read.fetch_max(wanted, Ordering::Relaxed);
-        let written = self.0.written.read().unwrap_or_else(PoisonError::into_inner);
-        let end = offset.checked_add(wanted).filter(|&end| end <= written.length);
+        let written = self
+            .0
+            .written
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let end = offset
+            .checked_add(wanted)
+            .filter(|&end| end <= written.length);
         let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
 
         let from_source = written.base.saturating_sub(offset).min(wanted);
@@ -114,9 +127,39 @@ impl Overlay {
         Ok(())
     }
 
+    /// Has the kernel read the source from end to end into its cache, until
+    /// `enough`. redb visits pages in key order, which on disk is no order at
+    /// all: from a cold cache this makes the check many times faster. Left out
+    /// where the source would not fit into memory and only drive itself out.
+    pub fn read_ahead(&self, enough: &AtomicBool) {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+        let length = self.length();
+        let memory = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
+        if length > memory / 2 {
+            return;
+        }
+        let mut at = 0;
+        while at < length && !enough.load(Ordering::Relaxed) && !self.0.stop.load(Ordering::Relaxed)
+        {
+            let (Ok(offset), Ok(bytes)) = (i64::try_from(at), i64::try_from(AHEAD_BYTES)) else {
+                return;
+            };
+            // A hint: where it is refused, reading works as before.
+            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+            let _ = posix_fadvise(&self.0.source, offset, bytes, advice);
+            at += AHEAD_BYTES;
+        }
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut written = self.0.written.write().unwrap_or_else(PoisonError::into_inner);
-        let end = offset.checked_add(data.len() as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        let mut written = self
+            .0
+            .written
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let end = offset
+            .checked_add(data.len() as u64)
+            .ok_or(io::ErrorKind::InvalidInput)?;
         written.length = written.length.max(end);
         let mut at = offset;
         while at < end {
@@ -131,7 +174,11 @@ impl Overlay {
     }
 
     fn set_length(&self, length: u64) {
-        let mut written = self.0.written.write().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self
+            .0
+            .written
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if length < written.length {
             let first_gone = length.div_ceil(PAGE);
             written.pages.split_off(&first_gone);
@@ -238,7 +285,8 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         let at = 0..20_000_u64;
         prop_oneof![
-            (at.clone(), prop::collection::vec(any::<u8>(), 0..9000)).prop_map(|(a, d)| Step::Write(a, d)),
+            (at.clone(), prop::collection::vec(any::<u8>(), 0..9000))
+                .prop_map(|(a, d)| Step::Write(a, d)),
             at.clone().prop_map(Step::SetLength),
             (at, 0..9000_usize).prop_map(|(a, n)| Step::Read(a, n)),
         ]

@@ -61,7 +61,9 @@ pub fn decide(backend: Backend, inventory: &Inventory) -> Decision {
         (Backend::Redb, Some(redb), None) if redb.identity.version == Some(2) => {
             Decision::UpgradeRedb
         }
-        (Backend::Redb, Some(redb), None) => Decision::OpenRedb { unlink_first: redb.linked },
+        (Backend::Redb, Some(redb), None) => Decision::OpenRedb {
+            unlink_first: redb.linked,
+        },
         (Backend::Redb, None, Some(_)) => Decision::Refuse(Refusal::MigratedAway),
         (Backend::Redb, Some(_), Some(_)) => Decision::Refuse(Refusal::RollbackUnfinished),
     }

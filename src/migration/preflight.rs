@@ -185,10 +185,7 @@ fn backup_bytes(source: &Source, wanted: Wanted<'_>) -> u64 {
 ///
 /// # Errors
 /// When the source or the file system fails.
-pub fn measured(
-    source: &Source,
-    wanted: Wanted<'_>,
-) -> Result<Vec<Problem>, MeasureError> {
+pub fn measured(source: &Source, wanted: Wanted<'_>) -> Result<Vec<Problem>, MeasureError> {
     let mut problems = Vec::new();
     let mut size = CopySize::default();
     let mut number = 0;
@@ -209,7 +206,14 @@ pub fn measured(
     let needed = backup_bytes(source, wanted) + copy + FIXED_BYTES + RESERVE_BYTES;
     let found = durable::free_space(dir)?;
     if found < needed {
-        problems.insert(0, Problem::Space { dir: dir.to_owned(), needed, found });
+        problems.insert(
+            0,
+            Problem::Space {
+                dir: dir.to_owned(),
+                needed,
+                found,
+            },
+        );
     }
     Ok(problems)
 }
@@ -252,7 +256,11 @@ impl CopySize {
         }
         self.used_in_page += cell;
         let entry = key + CELL;
-        self.index_bytes += if entry > PAGE / 4 { entry.div_ceil(PAGE) * PAGE + PAGE / 4 } else { entry };
+        self.index_bytes += if entry > PAGE / 4 {
+            entry.div_ceil(PAGE) * PAGE + PAGE / 4
+        } else {
+            entry
+        };
     }
 
     /// Index pages end up two thirds full; inner pages add a fiftieth.
@@ -269,5 +277,7 @@ impl CopySize {
 
 /// The sidecar files that must not lie where a SQLite copy goes.
 fn in_the_way(target: &Path) -> Option<PathBuf> {
-    layout::sqlite_companions(target).into_iter().find(|path| path.symlink_metadata().is_ok())
+    layout::sqlite_companions(target)
+        .into_iter()
+        .find(|path| path.symlink_metadata().is_ok())
 }

@@ -100,14 +100,18 @@ pub struct Begun {
 /// `YYYY-MM-DDTHH:MM:SS.ffffffZ`.
 fn rfc3339(at: OffsetDateTime) -> String {
     let at = at.replace_nanosecond(at.microsecond() * 1000).unwrap_or(at);
-    at.format(&Rfc3339).unwrap_or_else(|_| at.unix_timestamp().to_string())
+    at.format(&Rfc3339)
+        .unwrap_or_else(|_| at.unix_timestamp().to_string())
 }
 
 impl Begun {
     /// Begins now. `program` is name and version.
     #[must_use]
     pub fn now(program: &str) -> Self {
-        Self { at: OffsetDateTime::now_utc(), program: program.to_owned() }
+        Self {
+            at: OffsetDateTime::now_utc(),
+            program: program.to_owned(),
+        }
     }
 
     /// When it began.
@@ -143,7 +147,10 @@ impl Begun {
             checksum: copy.digest.to_string(),
             verified: copy.verified,
             last_applied: copy.metadata.last_applied,
-            seconds: Seconds { total: (now - self.at).as_seconds_f64(), ..copy.seconds },
+            seconds: Seconds {
+                total: (now - self.at).as_seconds_f64(),
+                ..copy.seconds
+            },
         }
     }
 }
@@ -185,7 +192,12 @@ pub(crate) fn store(connection: &Connection, record: &Record) -> rusqlite::Resul
     connection
         .execute(
             "INSERT INTO aspen_migrations VALUES (?1, ?2, ?3, ?4)",
-            (&record.id, &record.completed_at, &record.source_fingerprint, text),
+            (
+                &record.id,
+                &record.completed_at,
+                &record.source_fingerprint,
+                text,
+            ),
         )
         .map(|_| ())
 }
@@ -194,7 +206,10 @@ pub(crate) fn store(connection: &Connection, record: &Record) -> rusqlite::Resul
 pub(crate) fn update(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
     let text = json(record)?;
     connection
-        .execute("UPDATE aspen_migrations SET record = ?2 WHERE id = ?1", (&record.id, text))
+        .execute(
+            "UPDATE aspen_migrations SET record = ?2 WHERE id = ?1",
+            (&record.id, text),
+        )
         .map(|_| ())
 }
 
@@ -209,7 +224,10 @@ fn json(record: &Record) -> rusqlite::Result<String> {
 /// # Errors
 /// When the history cannot be read or written.
 pub fn append_once(history: &Path, record: &Record) -> Result<bool, HistoryError> {
-    let read = |source| HistoryError::Read { path: history.to_owned(), source };
+    let read = |source| HistoryError::Read {
+        path: history.to_owned(),
+        source,
+    };
     let tail = tail(history).map_err(read)?;
     let known = tail
         .lines()
@@ -218,8 +236,8 @@ pub fn append_once(history: &Path, record: &Record) -> Result<bool, HistoryError
     if known {
         return Ok(false);
     }
-    let mut line = serde_json::to_string(record)
-        .map_err(|error| read(std::io::Error::other(error)))?;
+    let mut line =
+        serde_json::to_string(record).map_err(|error| read(std::io::Error::other(error)))?;
     // A line that a crash cut short must not swallow the next one.
     if !tail.is_empty() && !tail.ends_with('\n') {
         line.insert(0, '\n');

@@ -79,8 +79,11 @@ impl Refused {
                 migrated_on(inventory),
             ),
             Refusal::OrphanedLog => {
-                let orphans: Vec<_> =
-                    inventory.orphans.iter().map(|path| path.display().to_string()).collect();
+                let orphans: Vec<_> = inventory
+                    .orphans
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect();
                 format!(
                     "{} belongs to a database that is not there ({s}), and would damage a new one. \
                      If the database was moved, move it back; if it was removed, remove this too",
@@ -88,31 +91,43 @@ impl Refused {
                 )
             }
         };
-        Self { refusal, explanation }
+        Self {
+            refusal,
+            explanation,
+        }
     }
 }
 
 fn migrated_on(inventory: &Inventory) -> String {
-    let record = inventory.sqlite.as_ref().and_then(|sqlite| sqlite.record.as_ref());
-    record.map_or_else(String::new, |record| format!(" (migrated on {})", record.completed_at))
+    let record = inventory
+        .sqlite
+        .as_ref()
+        .and_then(|sqlite| sqlite.record.as_ref());
+    record.map_or_else(String::new, |record| {
+        format!(" (migrated on {})", record.completed_at)
+    })
 }
 
 /// A state machine's path, last applied entry and time of the last change.
 fn describe(path: &Path) -> String {
-    let changed = path.metadata().and_then(|about| about.modified()).map_or_else(
-        |_| "at an unknown time".to_owned(),
-        |at| {
-            let at = OffsetDateTime::from(at);
-            let at = at.replace_nanosecond(0).unwrap_or(at);
-            at.format(&Rfc3339).unwrap_or_default()
-        },
-    );
-    let applied = Source::open(path, Arc::new(AtomicBool::new(false)))
-        .and_then(|source| source.metadata());
+    let changed = path
+        .metadata()
+        .and_then(|about| about.modified())
+        .map_or_else(
+            |_| "at an unknown time".to_owned(),
+            |at| {
+                let at = OffsetDateTime::from(at);
+                let at = at.replace_nanosecond(0).unwrap_or(at);
+                at.format(&Rfc3339).unwrap_or_default()
+            },
+        );
+    let applied =
+        Source::open(path, Arc::new(AtomicBool::new(false))).and_then(|source| source.metadata());
     let applied = match applied {
-        Ok(metadata) => metadata
-            .last_applied
-            .map_or_else(|| "nothing applied".to_owned(), |id| format!("last applied {id}")),
+        Ok(metadata) => metadata.last_applied.map_or_else(
+            || "nothing applied".to_owned(),
+            |id| format!("last applied {id}"),
+        ),
         Err(error) => format!("unreadable: {error}"),
     };
     format!("{} ({applied}, last changed {changed})", path.display())

@@ -17,11 +17,11 @@ use crate::exit::Exit;
 use crate::format::Kind;
 use crate::layout::{self, DataDir};
 use crate::lock::{LockError, LockedDir};
+use crate::migration::MigrationError;
 use crate::migration::convert::{Request, convert, survey};
 use crate::migration::progress::Control;
 use crate::migration::record::{Begun, Record, Verified};
 use crate::migration::source::identify;
-use crate::migration::MigrationError;
 
 /// Convert an Aspen state machine between redb and SQLite, offline.
 ///
@@ -129,7 +129,10 @@ fn convert_files(
         return Err(MigrationError::TargetExists(target.to_owned()).into());
     }
     output.begin(target_kind);
-    let control = Control { observer: output, stop };
+    let control = Control {
+        observer: output,
+        stop,
+    };
     let begun = Begun::now(concat!("aspen-migrate ", env!("CARGO_PKG_VERSION")));
     let request = Request {
         source,
@@ -181,6 +184,10 @@ fn lock_data_directories(source: &Path, target: &Path) -> Result<Vec<LockedDir>,
 fn is_in_data_directory(path: &Path) -> bool {
     let known = [layout::STATE_MACHINE_REDB, layout::STATE_MACHINE_SQLITE];
     let dir = durable::parent(path);
-    path.file_name().is_some_and(|name| known.iter().any(|known| name == *known))
-        || [layout::LOCK, layout::RAFT_LOG].iter().chain(&known).any(|name| dir.join(name).exists())
+    path.file_name()
+        .is_some_and(|name| known.iter().any(|known| name == *known))
+        || [layout::LOCK, layout::RAFT_LOG]
+            .iter()
+            .chain(&known)
+            .any(|name| dir.join(name).exists())
 }

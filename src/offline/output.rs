@@ -75,7 +75,12 @@ impl Output {
     }
 
     fn finish_bar(&self) {
-        if let Some((_, bar)) = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some((_, bar)) = self
+            .bar
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             bar.finish_and_clear();
         }
     }
@@ -87,7 +92,10 @@ impl Output {
         self.line("===================================");
         // The guide aligns neither label; both are kept as they are printed there.
         let gap = if to == Kind::Sqlite { "  " } else { " " };
-        self.line(&format!("Source ({from_label}):{gap}{}", self.source.display()));
+        self.line(&format!(
+            "Source ({from_label}):{gap}{}",
+            self.source.display()
+        ));
         self.line(&format!("Target ({to_label}): {}", self.target.display()));
         self.line("");
     }
@@ -106,7 +114,9 @@ impl Output {
             }
             Shown::Text if dry_run => {
                 self.line("");
-                self.line("Dry run: nothing was written, and nothing is in the way of the migration.");
+                self.line(
+                    "Dry run: nothing was written, and nothing is in the way of the migration.",
+                );
             }
             Shown::Text => self.text_summary(record),
         }
@@ -120,7 +130,10 @@ impl Output {
         self.line(&format!("  Keys migrated:  {}", record.keys));
         self.line(&format!("  Source:         {}", self.source.display()));
         self.line(&format!("  Target:         {}", self.target.display()));
-        self.line(&format!("  Verified:       {}", record.verified != Verified::None));
+        self.line(&format!(
+            "  Verified:       {}",
+            record.verified != Verified::None
+        ));
         self.line("");
         self.line("Next steps:");
         if to == Kind::Sqlite {
@@ -145,7 +158,8 @@ impl Output {
             }));
         }
         let _ = writeln!(std::io::stderr(), "Error: {}", Chain(error));
-        if let OfflineError::Migration(MigrationError::Target(TargetError::Value { key, .. })) = error
+        if let OfflineError::Migration(MigrationError::Target(TargetError::Value { key, .. })) =
+            error
         {
             let _ = writeln!(std::io::stderr(), "       the key is {key:?}");
         }
@@ -187,8 +201,13 @@ impl Observer for Output {
             Event::RowsVerified { sampled: None, of } => {
                 self.line(&format!("      Data verification: all {of} keys verified"));
             }
-            Event::RowsVerified { sampled: Some(sampled), of } => {
-                self.line(&format!("      Data verification: {sampled} of {of} keys sampled"));
+            Event::RowsVerified {
+                sampled: Some(sampled),
+                of,
+            } => {
+                self.line(&format!(
+                    "      Data verification: {sampled} of {of} keys sampled"
+                ));
             }
             Event::MetadataVerified => self.line("      Metadata verification: passed"),
             Event::DigestVerified(digest) => {
@@ -212,11 +231,17 @@ impl Observer for Output {
         }
         let mut current = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_none_or(|(shown, _)| *shown != phase) {
-            let unit = if phase.counts_rows() { "{human_pos}/{human_len} keys" } else { "{bytes}/{total_bytes}" };
+            let unit = if phase.counts_rows() {
+                "{human_pos}/{human_len} keys"
+            } else {
+                "{bytes}/{total_bytes}"
+            };
             let template = format!("      {{msg}} {{wide_bar}} {unit} {{eta}}");
             let style = ProgressStyle::with_template(&template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::new(total).with_style(style).with_message(phase.name());
+            let bar = ProgressBar::new(total)
+                .with_style(style)
+                .with_message(phase.name());
             *current = Some((phase, bar));
         }
         if let Some((_, bar)) = current.as_ref().filter(|_| total > 1) {

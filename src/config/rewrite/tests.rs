@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
+use crate::config::tests::unprivileged;
 
 mod shapes;
 
@@ -109,6 +110,68 @@ fn mode_and_owner_are_kept() {
         (before.mode(), before.uid(), before.gid()),
         (after.mode(), after.uid(), after.gid())
     );
+}
+
+const USER: u32 = 4242;
+
+fn give(path: &Path, mode: u32, user: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    // Without root these tests end before this would matter.
+    let _ = nix::unistd::chown(path, Some(Uid::from_raw(user)), None);
+}
+
+#[test]
+fn a_file_whose_owner_could_not_be_kept_stays_as_it_was() {
+    let (dir, path) = file(CONFIG);
+    give(dir.path(), 0o755, USER);
+    give(&path, 0o666, 0);
+    let Some(error) = unprivileged(USER, || failure(&path)) else {
+        return;
+    };
+    let source = error.source().unwrap().source().unwrap();
+    assert!(
+        source
+            .to_string()
+            .starts_with("cannot set owner and mode of "),
+        "{source}"
+    );
+    assert_eq!(error.exit(), Exit::Permission);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), CONFIG);
+    assert_eq!(path.metadata().unwrap().uid(), 0);
+    assert_eq!(names(dir.path()), ["config.toml"]);
+}
+
+#[test]
+fn a_file_or_directory_that_may_not_be_written_to_stays_as_it_was() {
+    // The first is what a packaged file that belongs to root looks like to a service.
+    for (dir_user, mode, file_user) in [(USER, 0o644, 0), (0, 0o600, USER)] {
+        let (dir, path) = file(CONFIG);
+        give(dir.path(), 0o755, dir_user);
+        give(&path, mode, file_user);
+        let Some(error) = unprivileged(USER, || failure(&path)) else {
+            return;
+        };
+        match error.failure {
+            Failure::Write { .. } => assert_eq!(file_user, 0),
+            Failure::Replace { .. } => assert_eq!(dir_user, 0),
+            _ => panic!("{error:?}"),
+        }
+        assert_eq!(error.exit(), Exit::Permission);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), CONFIG);
+        assert_eq!(names(dir.path()), ["config.toml"]);
+    }
+}
+
+#[test]
+fn a_service_rewrites_its_own_file_without_any_privilege() {
+    let (dir, path) = file(CONFIG);
+    give(dir.path(), 0o755, USER);
+    give(&path, 0o640, USER);
+    if let Some(outcome) = unprivileged(USER, || record_migration(&path, &migrated()).unwrap()) {
+        assert_eq!(outcome, Outcome::Written);
+        let after = path.metadata().unwrap();
+        assert_eq!((after.uid(), after.mode() & 0o7777), (USER, 0o640));
+    }
 }
 
 /// An access list: the owner reads and writes, one more user and the group read.

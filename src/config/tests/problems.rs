@@ -37,6 +37,24 @@ fn a_file_that_is_named_must_be_there_and_readable() {
 }
 
 #[test]
+fn a_file_that_may_not_be_read_is_a_matter_of_permission() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let given = Given::file("node.id = 2");
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(given.dir.path(), open).unwrap();
+    let closed = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(given.path(), closed).unwrap();
+    if let Some(error) = unprivileged(4242, || given.load().unwrap_err()) {
+        let path = given.path().display().to_string();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot read the configuration file {path}")
+        );
+        assert_eq!(error.exit(), Exit::Permission);
+    }
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_the_closest_known_one() {
     assert_eq!(
         wrong("[cluster]\n  storage_backnd = \"sqlite\"\n"),
@@ -386,7 +404,7 @@ fn damage() -> impl Strategy<Value = Vec<(prop::sample::Index, usize, Vec<u8>)>>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100000))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn a_damaged_file_never_panics_and_its_problems_name_file_and_line(changes in damage()) {

@@ -121,9 +121,11 @@ impl SourceError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Missing(_) => Exit::NoInput,
-            Self::Read { source, .. } | Self::Header { source: HeaderError::Read(source), .. } => {
-                Exit::of_io(source)
-            }
+            Self::Read { source, .. }
+            | Self::Header {
+                source: HeaderError::Read(source),
+                ..
+            } => Exit::of_io(source),
             Self::InUse(_) => Exit::Locked,
             Self::SqliteOpen(error) => error.exit(),
             Self::Stopped => Exit::Ok,
@@ -175,7 +177,10 @@ impl Source {
     /// When it is missing, forbidden, in use, damaged or no database.
     pub fn open(path: &Path, stop: Arc<AtomicBool>) -> Result<Self, SourceError> {
         let (file, identity) = identify(path)?;
-        let read = |source| SourceError::Read { path: path.to_owned(), source };
+        let read = |source| SourceError::Read {
+            path: path.to_owned(),
+            source,
+        };
         hold(path, &file)?;
         if identity.kind == Kind::Sqlite && sqlite::in_use(&file).map_err(read)? {
             return Err(SourceError::InUse(path.to_owned()));
@@ -183,7 +188,10 @@ impl Source {
         // Looked at again under the lock: its owner may have written until now.
         let (_, identity) = identify(path)?;
         let mut overlay = None;
-        let damaged = |source| SourceError::Damaged { path: path.to_owned(), source };
+        let damaged = |source| SourceError::Damaged {
+            path: path.to_owned(),
+            source,
+        };
         let engine = if identity.kind == Kind::Sqlite {
             SqliteReader::open(path).map(Engine::Sqlite)?
         } else {
@@ -197,10 +205,12 @@ impl Source {
             } else {
                 FormatV3::open(shown).map(Redb::V3)
             };
-            opened.map(Engine::Redb).map_err(|error| match stop.load(Ordering::Relaxed) {
-                true => SourceError::Stopped,
-                false => damaged(error),
-            })?
+            opened
+                .map(Engine::Redb)
+                .map_err(|error| match stop.load(Ordering::Relaxed) {
+                    true => SourceError::Stopped,
+                    false => damaged(error),
+                })?
         };
         let source = Self {
             path: path.to_owned(),
@@ -249,7 +259,9 @@ impl Source {
     /// for it worth its time. Meaningful after [`check_integrity`](Self::check_integrity).
     #[must_use]
     pub fn may_hold_huge_value(&self, limit: u64) -> bool {
-        self.overlay.as_ref().is_some_and(|overlay| overlay.largest_read() >= limit)
+        self.overlay
+            .as_ref()
+            .is_some_and(|overlay| overlay.largest_read() >= limit)
     }
 
     /// Whether the integrity check had to rebuild the allocator's bookkeeping,
@@ -263,7 +275,10 @@ impl Source {
         if self.stop.load(Ordering::Relaxed) {
             return SourceError::Stopped;
         }
-        SourceError::Damaged { path: self.path.clone(), source: error }
+        SourceError::Damaged {
+            path: self.path.clone(),
+            source: error,
+        }
     }
 
     /// Verifies every checksum of the file, then that it holds a state machine
@@ -277,7 +292,10 @@ impl Source {
             Engine::Sqlite(reader) => {
                 let complaint = reader.check_integrity()?.into_iter().next();
                 return complaint.map_or(Ok(()), |complaint| {
-                    Err(SourceError::SqliteDamaged { path: self.path.clone(), complaint })
+                    Err(SourceError::SqliteDamaged {
+                        path: self.path.clone(),
+                        complaint,
+                    })
                 });
             }
             // Opening recovered it, which verified every checksum already.
@@ -294,13 +312,23 @@ impl Source {
 
     /// Fails when redb went back to an earlier commit than the header names.
     fn require_newest_commit(&self) -> Result<(), SourceError> {
-        let Some(overlay) = &self.overlay else { return Ok(()) };
-        let header = |source| SourceError::Header { path: self.path.clone(), source };
-        let wanted = Header::read(&self.file).and_then(|h| h.commit()).map_err(header)?;
+        let Some(overlay) = &self.overlay else {
+            return Ok(());
+        };
+        let header = |source| SourceError::Header {
+            path: self.path.clone(),
+            source,
+        };
+        let wanted = Header::read(&self.file)
+            .and_then(|h| h.commit())
+            .map_err(header)?;
         let mut bytes = [0; HEADER_BYTES];
         overlay
             .read_at(0, &mut bytes)
-            .map_err(|source| SourceError::Read { path: self.path.clone(), source })?;
+            .map_err(|source| SourceError::Read {
+                path: self.path.clone(),
+                source,
+            })?;
         let opened = Header::parse(bytes, overlay.length())
             .and_then(|h| h.commit())
             .map_err(header)?;
@@ -308,23 +336,39 @@ impl Source {
             Ok(())
         } else {
             let transaction = wanted.transaction_id;
-            Err(SourceError::LastCommitDamaged { path: self.path.clone(), transaction })
+            Err(SourceError::LastCommitDamaged {
+                path: self.path.clone(),
+                transaction,
+            })
         }
     }
 
     fn require_state_machine(&self) -> Result<(), SourceError> {
-        let Engine::Redb(engine) = &self.engine else { return Ok(()) };
+        let Engine::Redb(engine) = &self.engine else {
+            return Ok(());
+        };
         let found = engine.tables().map_err(|error| self.damaged(error))?;
-        let not = |why| Err(SourceError::NotAStateMachine { path: self.path.clone(), why });
+        let not = |why| {
+            Err(SourceError::NotAStateMachine {
+                path: self.path.clone(),
+                why,
+            })
+        };
         for needed in [tables::KV, tables::META] {
             if !found.iter().any(|table| table.name == needed) {
                 let names: Vec<_> = found.iter().map(|table| table.name.as_str()).collect();
-                return not(format!("it has no table {needed} (it has: {})", names.join(", ")));
+                return not(format!(
+                    "it has no table {needed} (it has: {})",
+                    names.join(", ")
+                ));
             }
         }
         // Whatever is not carried over must be empty or derived, or data would be lost.
         let carried = [tables::KV, tables::META, tables::SNAPSHOTS];
-        match found.iter().find(|t| t.rows > 0 && !carried.contains(&t.name.as_str())) {
+        match found
+            .iter()
+            .find(|t| t.rows > 0 && !carried.contains(&t.name.as_str()))
+        {
             Some(table) => not(format!(
                 "its table {} has {} rows that a migration would leave behind",
                 table.name, table.rows
@@ -342,7 +386,10 @@ impl Source {
             Engine::Sqlite(reader) => Ok(reader.rows()?),
             Engine::Redb(engine) => {
                 let found = engine.tables().map_err(|error| self.damaged(error))?;
-                Ok(found.iter().find(|table| table.name == tables::KV).map_or(0, |table| table.rows))
+                Ok(found
+                    .iter()
+                    .find(|table| table.name == tables::KV)
+                    .map_or(0, |table| table.rows))
             }
         }
     }
@@ -354,12 +401,14 @@ impl Source {
     pub fn metadata(&self) -> Result<Metadata, SourceError> {
         let records = match &self.engine {
             Engine::Sqlite(reader) => reader.meta()?,
-            Engine::Redb(engine) => {
-                engine.read_meta(tables::META).map_err(|error| self.damaged(error))?
-            }
+            Engine::Redb(engine) => engine
+                .read_meta(tables::META)
+                .map_err(|error| self.damaged(error))?,
         };
-        Metadata::new(records)
-            .map_err(|source| SourceError::Record { path: self.path.clone(), source })
+        Metadata::new(records).map_err(|source| SourceError::Record {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Hands every row to `sink`, in key order, until it has [`Enough`].
@@ -380,9 +429,9 @@ impl Source {
     pub fn get(&self, key: &str) -> Result<Option<String>, SourceError> {
         match &self.engine {
             Engine::Sqlite(reader) => Ok(reader.get(key)?),
-            Engine::Redb(engine) => {
-                engine.get(tables::KV, key).map_err(|error| self.damaged(error))
-            }
+            Engine::Redb(engine) => engine
+                .get(tables::KV, key)
+                .map_err(|error| self.damaged(error)),
         }
     }
 
@@ -431,7 +480,11 @@ impl Metadata {
             Some(bytes) => Some(record::membership(bytes)?),
             None => None,
         };
-        Ok(Self { records, last_applied, membership })
+        Ok(Self {
+            records,
+            last_applied,
+            membership,
+        })
     }
 }
 
@@ -442,11 +495,19 @@ impl Metadata {
 pub fn identify(path: &Path) -> Result<(File, Identity), SourceError> {
     let read = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => SourceError::Missing(path.to_owned()),
-        _ => SourceError::Read { path: path.to_owned(), source },
+        _ => SourceError::Read {
+            path: path.to_owned(),
+            source,
+        },
     };
     let file = File::open(path).map_err(read)?;
     let about = file.metadata().map_err(read)?;
-    let not = |found| Err(SourceError::NotADatabase { path: path.to_owned(), found });
+    let not = |found| {
+        Err(SourceError::NotADatabase {
+            path: path.to_owned(),
+            found,
+        })
+    };
     if !about.is_file() {
         return not("not a regular file");
     }
@@ -462,7 +523,10 @@ pub fn identify(path: &Path) -> Result<(File, Identity), SourceError> {
             length: about.len(),
         },
         Kind::Redb => {
-            let header_error = |source| SourceError::Header { path: path.to_owned(), source };
+            let header_error = |source| SourceError::Header {
+                path: path.to_owned(),
+                source,
+            };
             let header = Header::read(&file).map_err(header_error)?;
             let commit = header.commit().map_err(header_error)?;
             if !matches!(commit.version, 2 | 3) {
@@ -486,7 +550,10 @@ fn sqlite_fingerprint(path: &Path, about: &std::fs::Metadata) -> String {
     use std::os::unix::fs::MetadataExt as _;
     let [wal, _] = crate::layout::sqlite_companions(path);
     let mut identity = Vec::new();
-    for about in [Some(about.clone()), wal.metadata().ok()].into_iter().flatten() {
+    for about in [Some(about.clone()), wal.metadata().ok()]
+        .into_iter()
+        .flatten()
+    {
         identity.extend_from_slice(&about.len().to_le_bytes());
         identity.extend_from_slice(&about.mtime().to_le_bytes());
         identity.extend_from_slice(&about.mtime_nsec().to_le_bytes());
@@ -504,6 +571,9 @@ pub fn hold(path: &Path, file: &File) -> Result<(), SourceError> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             Err(SourceError::InUse(path.to_owned()))
         }
-        Err(source) => Err(SourceError::Read { path: path.to_owned(), source }),
+        Err(source) => Err(SourceError::Read {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }

@@ -227,6 +227,8 @@ fn contained<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Engi
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(EngineError::Panic(said.unwrap_or("no reason given").to_owned()))
+        Err(EngineError::Panic(
+            said.unwrap_or("no reason given").to_owned(),
+        ))
     })
 }

@@ -40,21 +40,34 @@ pub(crate) struct SqliteReader {
 impl SqliteReader {
     /// Opens `path`, which must be a state machine.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+        let sqlite = |source| OpenError::Sqlite {
+            path: path.to_owned(),
+            source,
+        };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection =
             Connection::open_with_flags_and_vfs(path, flags, c"unix-none").map_err(sqlite)?;
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
             .map_err(sqlite)?;
-        connection.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(sqlite)?;
-        connection.pragma_update(None, "trusted_schema", false).map_err(sqlite)?;
+        connection
+            .pragma_update(None, "locking_mode", "EXCLUSIVE")
+            .map_err(sqlite)?;
+        connection
+            .pragma_update(None, "trusted_schema", false)
+            .map_err(sqlite)?;
         sqlite::require_tables(&connection, path)?;
-        Ok(Self { path: path.to_owned(), connection })
+        Ok(Self {
+            path: path.to_owned(),
+            connection,
+        })
     }
 
     fn context<T>(&self, result: rusqlite::Result<T>) -> Result<T, SqliteError> {
-        result.map_err(|source| SqliteError { path: self.path.clone(), source })
+        result.map_err(|source| SqliteError {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// What `PRAGMA integrity_check` complains of; empty when all is well.
@@ -72,13 +85,17 @@ impl SqliteReader {
     pub(crate) fn rows(&self) -> Result<u64, SqliteError> {
         let count = self
             .connection
-            .query_row("SELECT count(*) FROM state_machine_kv", [], |row| row.get::<_, i64>(0));
+            .query_row("SELECT count(*) FROM state_machine_kv", [], |row| {
+                row.get::<_, i64>(0)
+            });
         self.context(count).map(i64::unsigned_abs)
     }
 
     pub(crate) fn meta(&self) -> Result<BTreeMap<String, Vec<u8>>, SqliteError> {
         self.context((|| {
-            let mut select = self.connection.prepare("SELECT key, value FROM state_machine_meta")?;
+            let mut select = self
+                .connection
+                .prepare("SELECT key, value FROM state_machine_meta")?;
             let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
             rows.collect()
         })())
@@ -91,8 +108,9 @@ impl SqliteReader {
 
     pub(crate) fn scan(&self, sink: RowSink<'_>) -> Result<(), SqliteError> {
         self.context((|| {
-            let mut select =
-                self.connection.prepare("SELECT key, value FROM state_machine_kv ORDER BY key")?;
+            let mut select = self
+                .connection
+                .prepare("SELECT key, value FROM state_machine_kv ORDER BY key")?;
             let mut rows = select.query([])?;
             while let Some(row) = rows.next()? {
                 let (key, value) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
@@ -108,7 +126,11 @@ impl SqliteReader {
         use rusqlite::OptionalExtension as _;
         let value = self
             .connection
-            .query_row("SELECT value FROM state_machine_kv WHERE key = ?1", [key], |row| row.get(0))
+            .query_row(
+                "SELECT value FROM state_machine_kv WHERE key = ?1",
+                [key],
+                |row| row.get(0),
+            )
             .optional();
         self.context(value)
     }
