@@ -29,7 +29,7 @@ const HEALTH: &str = "curl -sf http://localhost:8080/health";
 const STATUS: &str = "systemctl show -P StatusText aspen-node";
 /// Makes a migration of the small fixture take a while, in steps as a long one would.
 const SLOW: &str = "[Service]\nEnvironment=ASPEN_TEST_SLOW_MS_PER_STEP=400\n";
-const COPYING: &str = "systemctl show -P StatusText aspen-node | grep -q 'Copying.*%'";
+const COPYING: &str = "systemctl show -P StatusText aspen-node | grep -q '^Migrating .*: copy'";
 
 /// A machine on which a package has installed the node, with the data of a
 /// legacy node and not started yet. `None` where no machine can be had.
@@ -391,8 +391,11 @@ fn a_node_whose_data_is_locked_tries_again_until_it_is_free() {
                 until ! flock -n aspen.lock true; do kill -0 $wait_for; done",
     );
     assert!(!machine.run("systemctl restart aspen-node").status.success());
-    machine.wait_until("test \"$(systemctl show -P NRestarts aspen-node)\" -ge 2");
-    assert_eq!(property(&machine, "ExecMainStatus"), "75");
+    let refusals = format!(
+        "journalctl -q -o cat MESSAGE_ID={} ASPEN_EXIT=75",
+        events::DATA_DIR_LOCKED
+    );
+    machine.wait_until(&format!("test \"$({refusals} | wc -l)\" -ge 3"));
     machine.ok("pkill -x sleep");
     machine.wait_until("systemctl is-active -q aspen-node");
 }

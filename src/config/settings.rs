@@ -111,6 +111,27 @@ pub struct Settings {
     pub log: Log,
 }
 
+impl Settings {
+    /// The sections, or keys of `[log]`, in which `newer` differs in what a
+    /// running node cannot take over.
+    #[must_use]
+    pub fn changes_that_need_a_restart(&self, newer: &Self) -> Vec<&'static str> {
+        let changed = [
+            ("[node]", self.node != newer.node),
+            ("[http]", self.http != newer.http),
+            ("[cluster]", self.cluster != newer.cluster),
+            ("[migration]", self.migration != newer.migration),
+            ("log.format", self.log.format != newer.log.format),
+            ("log.file", self.log.file != newer.log.file),
+        ];
+        changed
+            .into_iter()
+            .filter(|(_, changed)| *changed)
+            .map(|(name, _)| name)
+            .collect()
+    }
+}
+
 /// `[node]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Node {

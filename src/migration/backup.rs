@@ -131,6 +131,8 @@ pub fn make(
     halt: &AtomicBool,
 ) -> Result<Backup, BackupError> {
     let stopped = || control.stopped() || halt.load(Ordering::Relaxed);
+    let length = file.metadata().map_or(0, |about| about.len());
+    control.observer.work(Phase::Backup, 0, length);
     let done = (|| {
         if let Some(backup) = find(source, file, control, &stopped)? {
             return Ok(backup);
@@ -145,7 +147,7 @@ pub fn make(
     })();
     match done {
         Ok(backup) => {
-            control.observer.work(Phase::Backup, 1, 1);
+            control.observer.event(&Event::Finished(Phase::Backup));
             control.observer.event(&Event::BackedUp(&backup.path));
             Ok(backup)
         }

@@ -14,16 +14,18 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::MigrationError;
 use super::backup::{self, Backup};
 use super::copy;
+use super::overlay::Overlay;
 use super::preflight::{self, Problem, Problems, Room, Wanted};
 use super::progress::{Control, Event, Phase};
 use super::record::{self, Begun, Copy, Record, Seconds, Verified};
-use super::source::{Metadata, Source, SourceError};
+use super::source::{Identity, LockedSource, Metadata, Source, SourceError};
 use super::target::{self, TargetError, sqlite::Expected};
 use crate::config::settings::BackupKind;
 use crate::durable;
@@ -301,26 +303,68 @@ fn refuse(problems: Vec<Problem>) -> Result<(), MigrationError> {
     }
 }
 
-/// Opening may recover a file that was not closed, which reads all of it.
+/// Locks and opens. A file that was not closed is recovered meanwhile, which
+/// takes as long as the check.
 fn open_source(path: &Path, control: &Control<'_>) -> Result<Source, SourceError> {
-    let stop = std::sync::Arc::clone(&control.stop);
-    Source::open(path, stop)
+    let locked = LockedSource::lock(path, Arc::clone(&control.stop))?;
+    let watched = Watched {
+        overlay: locked.overlay(),
+        interrupter: None,
+        total: bytes_to_read(locked.identity()),
+    };
+    while_watched(watched, control, || locked.open())
 }
 
-/// Verifies the source's own checksums and reports how far it is, from the
-/// bytes that redb reads: it visits every page twice.
+/// Verifies the source's own checksums.
 fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> {
-    let total = 2 * source.identity().length;
-    let overlay = source.overlay();
-    let interrupter = source.interrupter();
+    let watched = Watched {
+        overlay: source.overlay(),
+        interrupter: source.interrupter(),
+        total: bytes_to_read(source.identity()),
+    };
+    while_watched(watched, control, || source.check_integrity())?;
+    control.observer.event(&Event::Finished(Phase::Check));
+    if source.rebuilt_bookkeeping() {
+        control.observer.event(&Event::BookkeepingRebuilt);
+    }
+    Ok(())
+}
+
+/// What redb reads until the check is done: every page twice, and twice again
+/// where a v3 file has to be recovered first. (Recovering v2 is its check.)
+fn bytes_to_read(identity: &Identity) -> u64 {
+    match (identity.closed_cleanly, identity.version) {
+        (false, Some(3)) => 4 * identity.length,
+        _ => 2 * identity.length,
+    }
+}
+
+/// What shows how far a long step is, and what ends it early.
+struct Watched {
+    overlay: Option<Overlay>,
+    interrupter: Option<rusqlite::InterruptHandle>,
+    total: u64,
+}
+
+/// Does `work` while another thread reports the bytes that redb has read, and
+/// a third has the kernel read ahead.
+fn while_watched<T: Send>(
+    watched: Watched,
+    control: &Control<'_>,
+    work: impl FnOnce() -> Result<T, SourceError>,
+) -> Result<T, SourceError> {
+    let Watched {
+        overlay,
+        interrupter,
+        total,
+    } = watched;
     let finished = AtomicBool::new(false);
     let result = std::thread::scope(|scope| {
         let reporter = scope.spawn(|| {
             while !finished.load(Ordering::Acquire) {
                 if let Some(overlay) = &overlay {
-                    control
-                        .observer
-                        .work(Phase::Check, overlay.bytes_read().min(total), total);
+                    let done = overlay.bytes_read().min(total);
+                    control.observer.work(Phase::Check, done, total);
                 }
                 if let Some(interrupter) = interrupter.as_ref().filter(|_| control.stopped()) {
                     interrupter.interrupt();
@@ -331,21 +375,14 @@ fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> 
         if let Some(overlay) = &overlay {
             scope.spawn(|| overlay.read_ahead(&finished));
         }
-        let result = source.check_integrity();
+        let result = work();
         finished.store(true, Ordering::Release);
         reporter.thread().unpark();
         result
     });
     match result {
         Err(_) if control.stopped() => Err(SourceError::Stopped),
-        Err(error) => Err(error),
-        Ok(()) => {
-            control.observer.work(Phase::Check, 1, 1);
-            if source.rebuilt_bookkeeping() {
-                control.observer.event(&Event::BookkeepingRebuilt);
-            }
-            Ok(())
-        }
+        result => result,
     }
 }
 
@@ -368,6 +405,7 @@ fn copy_and_verify(
     observer.event(&Event::Creating);
     let temporary = Temporary::create(request.target, source.file())?;
     observer.event(&Event::Copying);
+    observer.work(Phase::Copy, 0, rows);
     let copying = Instant::now();
     let path = temporary.path.as_path();
     let ((), read) = copy::stream(source, rows, control, |feed| match request.target_kind {
@@ -384,9 +422,11 @@ fn copy_and_verify(
     // Most of it is on its way already; the rest goes while the copy is verified.
     durable::start_writeback(&temporary.file, 0, 0);
     seconds.copy = copying.elapsed().as_secs_f64();
+    observer.event(&Event::Finished(Phase::Copy));
     observer.event(&Event::Copied(read.digest));
 
     let verifying = Instant::now();
+    observer.work(Phase::Verify, 0, rows);
     observer.event(&Event::Verifying(request.verify != Verified::None));
     let expected = Expected {
         digest: read.digest,
@@ -405,8 +445,8 @@ fn copy_and_verify(
         }
         (_, _, sample) => target::redb::verify(path, expected, sample.as_deref(), control)?,
     }
-    observer.work(Phase::Verify, 1, 1);
     if request.verify != Verified::None {
+        observer.event(&Event::Finished(Phase::Verify));
         observer.event(&Event::Verified);
     }
     seconds.verify = verifying.elapsed().as_secs_f64();

@@ -124,6 +124,8 @@ fn read(
         key_batch.push(key.as_bytes(), b"");
         keys.drain(&mut key_batch);
         done += 1;
+        #[cfg(debug_assertions)]
+        dawdle(done, rows, control);
         if batch.bytes() >= BATCH_BYTES {
             send(&mut batch, done)
         } else {
@@ -143,4 +145,24 @@ fn read(
         keys: keys.finish(),
         sample,
     })
+}
+
+/// Takes its time when a test asked for it (`ASPEN_TEST_SLOW_MS_PER_STEP`), so
+/// that the test can act in the middle; compiled into debug builds only.
+#[cfg(debug_assertions)]
+fn dawdle(done: u64, rows: u64, control: &Control<'_>) {
+    const ROWS_PER_STEP: u64 = 20;
+    static PAUSE: std::sync::LazyLock<Option<u64>> = std::sync::LazyLock::new(|| {
+        std::env::var("ASPEN_TEST_SLOW_MS_PER_STEP")
+            .ok()?
+            .parse()
+            .ok()
+    });
+    if let Some(pause) = *PAUSE
+        && done.is_multiple_of(ROWS_PER_STEP)
+        && !control.stopped()
+    {
+        std::thread::sleep(std::time::Duration::from_millis(pause));
+        control.observer.work(Phase::Copy, done, rows);
+    }
 }

@@ -19,6 +19,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// redb's page size.
 const PAGE: u64 = 4096;
+/// One page in memory.
+type Page = [u8; 4096];
 
 /// Most bytes that recovery may keep in memory. Recovery writes the header and
 /// the allocator's bitmaps, under 1/2,000 of the file: 64 MiB would be enough
@@ -45,7 +47,7 @@ struct Shared {
 struct Written {
     length: u64,
     base: u64,
-    pages: BTreeMap<u64, Box<[u8; PAGE as usize]>>,
+    pages: BTreeMap<u64, Box<Page>>,
 }
 
 impl Overlay {
@@ -194,7 +196,7 @@ impl Overlay {
 
 impl Written {
     /// The page in memory, made from the source when this is its first write.
-    fn page(&mut self, source: &File, number: u64) -> io::Result<&mut [u8; PAGE as usize]> {
+    fn page(&mut self, source: &File, number: u64) -> io::Result<&mut Page> {
         use std::collections::btree_map::Entry;
         let bytes = self.pages.len() as u64 * PAGE;
         match self.pages.entry(number) {
@@ -203,7 +205,7 @@ impl Written {
                 "recovery wants to change more than {MAX_WRITTEN_BYTES} bytes"
             ))),
             Entry::Vacant(free) => {
-                let mut page = Box::new([0; PAGE as usize]);
+                let mut page = Box::new([0; 4096]);
                 let start = number * PAGE;
                 let present = index(self.base.saturating_sub(start).min(PAGE))?;
                 source.read_exact_at(&mut page[..present], start)?;

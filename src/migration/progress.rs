@@ -86,6 +86,8 @@ pub enum Event<'a> {
     Published(&'a Path),
     /// The source's file lacks only bookkeeping, which was rebuilt in memory.
     BookkeepingRebuilt,
+    /// A phase is done.
+    Finished(Phase),
     /// Half-made files of an interrupted run are gone.
     LeftoversRemoved(&'a [PathBuf]),
     /// What is going to be done.

@@ -1,23 +1,24 @@
 //! Whatever data is copied from, read and never changed: redb of format 2 or
 //! 3, or SQLite.
 
+mod error;
+mod metadata;
 pub(crate) mod redb;
 pub(crate) mod sqlite;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use self::error::SourceError;
+pub use self::metadata::Metadata;
 use self::redb::{EngineError, FormatV2, FormatV3, Redb};
-use self::sqlite::{SqliteError, SqliteReader};
+use self::sqlite::SqliteReader;
 use super::overlay::Overlay;
-use crate::exit::Exit;
 use crate::format::header::{HEADER_BYTES, Header, HeaderError};
-use crate::format::record::{self, LogId, RecordError, StoredMembership};
-use crate::format::sqlite::OpenError;
 use crate::format::{Kind, tables};
 
 /// Receives rows in key order; an error ends the scan.
@@ -26,113 +27,6 @@ pub(crate) type RowSink<'a> = &'a mut dyn FnMut(&str, &str) -> Result<(), Enough
 /// What a [`RowSink`] answers when it wants no more rows.
 #[derive(Debug)]
 pub(crate) struct Enough;
-
-/// Why a source cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// It is not there.
-    #[error("Source database does not exist: {}; check the path (ls -l)", .0.display())]
-    Missing(PathBuf),
-    /// It is there and cannot be opened or read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The source.
-        path: PathBuf,
-        /// The operating system's reason.
-        source: io::Error,
-    },
-    /// Another process holds it.
-    #[error("{} is in use by another process; stop the node that has it open, then try again", .0.display())]
-    InUse(PathBuf),
-    /// It is of no kind that Aspen knows.
-    #[error("{} is neither a redb nor a SQLite database ({found}); restore it from a backup", path.display())]
-    NotADatabase {
-        /// The source.
-        path: PathBuf,
-        /// What it is instead.
-        found: &'static str,
-    },
-    /// Its header is damaged.
-    #[error("{} is damaged; restore it from a backup", path.display())]
-    Header {
-        /// The source.
-        path: PathBuf,
-        /// What is wrong.
-        source: HeaderError,
-    },
-    /// Its content is damaged.
-    #[error("{} is damaged and was left as it is; restore it from a backup", path.display())]
-    Damaged {
-        /// The source.
-        path: PathBuf,
-        /// What redb found.
-        source: EngineError,
-    },
-    /// Its newest commit is damaged and redb would fall back to the one before.
-    #[error(
-        "{} is damaged: its last commit (transaction {transaction}) fails its checksum, and going on \
-         would silently lose that commit; the file was left as it is: restore it from a backup",
-        path.display()
-    )]
-    LastCommitDamaged {
-        /// The source.
-        path: PathBuf,
-        /// The commit that would be lost.
-        transaction: u64,
-    },
-    /// SQLite's integrity check complains.
-    #[error("{} is damaged: {complaint}; restore it from a backup", path.display())]
-    SqliteDamaged {
-        /// The source.
-        path: PathBuf,
-        /// The first complaint.
-        complaint: String,
-    },
-    /// A database, but of something else.
-    #[error("{} is no Aspen state machine: {why}", path.display())]
-    NotAStateMachine {
-        /// The source.
-        path: PathBuf,
-        /// What is missing or too much.
-        why: String,
-    },
-    /// A metadata record is damaged.
-    #[error("{} is damaged", path.display())]
-    Record {
-        /// The source.
-        path: PathBuf,
-        /// The record.
-        source: RecordError,
-    },
-    /// A SQLite source cannot be opened.
-    #[error(transparent)]
-    SqliteOpen(#[from] OpenError),
-    /// A SQLite source cannot be read.
-    #[error(transparent)]
-    Sqlite(#[from] SqliteError),
-    /// Told to stop.
-    #[error("stopped")]
-    Stopped,
-}
-
-impl SourceError {
-    /// The exit code that fits.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Missing(_) => Exit::NoInput,
-            Self::Read { source, .. }
-            | Self::Header {
-                source: HeaderError::Read(source),
-                ..
-            } => Exit::of_io(source),
-            Self::InUse(_) => Exit::Locked,
-            Self::SqliteOpen(error) => error.exit(),
-            Self::Stopped => Exit::Ok,
-            _ => Exit::Data,
-        }
-    }
-}
 
 #[derive(Debug)]
 enum Engine {
@@ -155,6 +49,99 @@ pub struct Identity {
     pub length: u64,
 }
 
+/// A source that is held under a shared lock and not opened yet.
+#[derive(Debug)]
+pub struct LockedSource {
+    path: PathBuf,
+    identity: Identity,
+    file: File,
+    overlay: Option<Overlay>,
+    stop: Arc<AtomicBool>,
+}
+
+impl LockedSource {
+    /// Opens the file for reading only, takes a shared lock and looks at its
+    /// first bytes. Once `stop` is true, reading ends with [`SourceError::Stopped`].
+    ///
+    /// # Errors
+    /// When it is missing, forbidden, in use, or no database by its header.
+    pub fn lock(path: &Path, stop: Arc<AtomicBool>) -> Result<Self, SourceError> {
+        let read = |source| SourceError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = open_file(path)?;
+        hold(path, &file)?;
+        // Only now: its owner may have written until it let go.
+        let identity = identity_of(path, &file)?;
+        if identity.kind == Kind::Sqlite && sqlite::in_use(&file).map_err(read)? {
+            return Err(SourceError::InUse(path.to_owned()));
+        }
+        let overlay = match identity.kind {
+            Kind::Sqlite => None,
+            _ => {
+                let file = file.try_clone().map_err(read)?;
+                Some(Overlay::new(file, Arc::clone(&stop)).map_err(read)?)
+            }
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            identity,
+            file,
+            overlay,
+            stop,
+        })
+    }
+
+    /// What redb reads through; watching it shows how far opening is.
+    #[must_use]
+    pub fn overlay(&self) -> Option<Overlay> {
+        self.overlay.clone()
+    }
+
+    /// What the source is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Opens the engine. A redb file that was not closed is recovered, in
+    /// memory, which reads all of it.
+    ///
+    /// # Errors
+    /// When it is damaged or told to stop.
+    pub fn open(self) -> Result<Source, SourceError> {
+        let engine = match &self.overlay {
+            None => SqliteReader::open(&self.path).map(Engine::Sqlite)?,
+            Some(overlay) => {
+                let opened = match self.identity.version {
+                    Some(2) => FormatV2::open(overlay.clone()).map(Redb::V2),
+                    _ => FormatV3::open(overlay.clone()).map(Redb::V3),
+                };
+                let engine = opened.map_err(|source| match self.stop.load(Ordering::Relaxed) {
+                    true => SourceError::Stopped,
+                    false => SourceError::Damaged {
+                        path: self.path.clone(),
+                        source,
+                    },
+                })?;
+                Engine::Redb(engine)
+            }
+        };
+        let source = Source {
+            path: self.path,
+            identity: self.identity,
+            engine,
+            overlay: self.overlay,
+            stop: self.stop,
+            rebuilt_bookkeeping: false,
+            file: self.file,
+        };
+        source.require_newest_commit()?;
+        Ok(source)
+    }
+}
+
 /// An open source, locked against other processes until dropped.
 #[derive(Debug)]
 pub struct Source {
@@ -169,60 +156,13 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens `path` for reading only, takes a shared lock and looks at its
-    /// first bytes. Nothing is trusted before [`check_integrity`](Self::check_integrity).
-    /// Once `stop` is true, reading ends with [`SourceError::Stopped`].
+    /// Locks and opens `path`. Nothing is trusted before
+    /// [`check_integrity`](Self::check_integrity).
     ///
     /// # Errors
     /// When it is missing, forbidden, in use, damaged or no database.
     pub fn open(path: &Path, stop: Arc<AtomicBool>) -> Result<Self, SourceError> {
-        let (file, identity) = identify(path)?;
-        let read = |source| SourceError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        hold(path, &file)?;
-        if identity.kind == Kind::Sqlite && sqlite::in_use(&file).map_err(read)? {
-            return Err(SourceError::InUse(path.to_owned()));
-        }
-        // Looked at again under the lock: its owner may have written until now.
-        let (_, identity) = identify(path)?;
-        let mut overlay = None;
-        let damaged = |source| SourceError::Damaged {
-            path: path.to_owned(),
-            source,
-        };
-        let engine = if identity.kind == Kind::Sqlite {
-            SqliteReader::open(path).map(Engine::Sqlite)?
-        } else {
-            let shown = file
-                .try_clone()
-                .and_then(|file| Overlay::new(file, Arc::clone(&stop)))
-                .map_err(read)?;
-            overlay = Some(shown.clone());
-            let opened = if identity.version == Some(2) {
-                FormatV2::open(shown).map(Redb::V2)
-            } else {
-                FormatV3::open(shown).map(Redb::V3)
-            };
-            opened
-                .map(Engine::Redb)
-                .map_err(|error| match stop.load(Ordering::Relaxed) {
-                    true => SourceError::Stopped,
-                    false => damaged(error),
-                })?
-        };
-        let source = Self {
-            path: path.to_owned(),
-            identity,
-            engine,
-            overlay,
-            stop,
-            rebuilt_bookkeeping: false,
-            file,
-        };
-        source.require_newest_commit()?;
-        Ok(source)
+        LockedSource::lock(path, stop)?.open()
     }
 
     /// The path it was opened by.
@@ -243,13 +183,7 @@ impl Source {
         &self.file
     }
 
-    /// Bytes that redb has read so far; 0 for SQLite.
-    #[must_use]
-    pub fn bytes_read(&self) -> u64 {
-        self.overlay.as_ref().map_or(0, Overlay::bytes_read)
-    }
-
-    /// A handle to watch [`bytes_read`](Self::bytes_read) while the source is busy.
+    /// What redb reads through, if the source is redb.
     #[must_use]
     pub fn overlay(&self) -> Option<Overlay> {
         self.overlay.clone()
@@ -455,52 +389,36 @@ impl Source {
     }
 }
 
-/// Raft metadata: the bytes as they are, and what they say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Metadata {
-    /// Every record, copied byte for byte.
-    pub records: BTreeMap<String, Vec<u8>>,
-    /// The last applied entry; `None` in a node that never applied one.
-    pub last_applied: Option<LogId>,
-    /// The last membership, where one is recorded.
-    pub membership: Option<StoredMembership>,
-}
-
-impl Metadata {
-    /// Decodes the known records.
-    ///
-    /// # Errors
-    /// When one is damaged.
-    pub fn new(records: BTreeMap<String, Vec<u8>>) -> Result<Self, RecordError> {
-        let last_applied = match records.get(record::LAST_APPLIED) {
-            Some(bytes) => record::last_applied(bytes)?,
-            None => None,
-        };
-        let membership = match records.get(record::LAST_MEMBERSHIP) {
-            Some(bytes) => Some(record::membership(bytes)?),
-            None => None,
-        };
-        Ok(Self {
-            records,
-            last_applied,
-            membership,
-        })
-    }
-}
-
 /// Opens `path` for reading and tells what it is.
 ///
 /// # Errors
 /// When it is missing, forbidden, no database, or its header is damaged.
 pub fn identify(path: &Path) -> Result<(File, Identity), SourceError> {
-    let read = |source: io::Error| match source.kind() {
+    let file = open_file(path)?;
+    let identity = identity_of(path, &file)?;
+    Ok((file, identity))
+}
+
+fn open_file(path: &Path) -> Result<File, SourceError> {
+    // Not blocking, so that a pipe in its place does not hang the start.
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path);
+    opened.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => SourceError::Missing(path.to_owned()),
         _ => SourceError::Read {
             path: path.to_owned(),
             source,
         },
+    })
+}
+
+fn identity_of(path: &Path, file: &File) -> Result<Identity, SourceError> {
+    let read = |source| SourceError::Read {
+        path: path.to_owned(),
+        source,
     };
-    let file = File::open(path).map_err(read)?;
     let about = file.metadata().map_err(read)?;
     let not = |found| {
         Err(SourceError::NotADatabase {
@@ -511,7 +429,7 @@ pub fn identify(path: &Path) -> Result<(File, Identity), SourceError> {
     if !about.is_file() {
         return not("not a regular file");
     }
-    let kind = Kind::of(&file).map_err(read)?;
+    let kind = Kind::of(file).map_err(read)?;
     let identity = match kind {
         Kind::Empty => return not("it is empty"),
         Kind::Unknown => return not("its first bytes are of neither"),
@@ -527,7 +445,7 @@ pub fn identify(path: &Path) -> Result<(File, Identity), SourceError> {
                 path: path.to_owned(),
                 source,
             };
-            let header = Header::read(&file).map_err(header_error)?;
+            let header = Header::read(file).map_err(header_error)?;
             let commit = header.commit().map_err(header_error)?;
             if !matches!(commit.version, 2 | 3) {
                 return Err(header_error(HeaderError::Version(commit.version)));
@@ -541,7 +459,7 @@ pub fn identify(path: &Path) -> Result<(File, Identity), SourceError> {
             }
         }
     };
-    Ok((file, identity))
+    Ok(identity)
 }
 
 /// SQLite has no checksum of its content; length and time of the last change,

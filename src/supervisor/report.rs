@@ -1,0 +1,304 @@
+//! Where a migration's progress goes: the service manager's status and
+//! timeout, `/health`, and the log.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::http::{self, Shared};
+use crate::layout::DataDir;
+use crate::migration::Prepared;
+use crate::migration::plan::Decision;
+use crate::migration::progress::{Event, Observer, Phase};
+use crate::notify::Notify;
+use crate::telemetry::{Chain, events};
+
+/// How often progress is told.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How much longer the start may take after each progress: longer than the
+/// slowest single step, a sync of what is left in memory, on a slow disk.
+const EXTENSION: Duration = Duration::from_secs(120);
+
+/// The share of the whole that each phase has, from measured runs; in percent.
+fn share(phase: Phase) -> f64 {
+    match phase {
+        Phase::Check => 30.0,
+        Phase::Backup => 20.0,
+        Phase::Copy => 35.0,
+        Phase::Verify => 15.0,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Work {
+    done: u64,
+    total: u64,
+    since: Instant,
+    finished: bool,
+}
+
+#[derive(Default)]
+struct State {
+    work: BTreeMap<Phase, Work>,
+    told: Option<Instant>,
+    migrating: bool,
+}
+
+/// Listens to one start.
+pub(super) struct Reporter {
+    notify: Notify,
+    shared: Shared,
+    redb: PathBuf,
+    sqlite: PathBuf,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+impl Reporter {
+    pub(super) fn new(notify: Notify, shared: Shared, dir: &DataDir) -> Self {
+        Self {
+            notify,
+            shared,
+            redb: dir.redb(),
+            sqlite: dir.sqlite(),
+            began: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    fn milliseconds(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The migration was told to stop.
+    pub(super) fn interrupted(&self) {
+        tracing::info!(
+            MESSAGE_ID = events::MIGRATION_INTERRUPTED,
+            ASPEN_SOURCE = %self.redb.display(),
+            "The migration of {} was stopped; the data is as it was, and the next start begins again",
+            self.redb.display()
+        );
+    }
+
+    /// Storage may be opened.
+    pub(super) fn completed(&self, prepared: &Prepared) {
+        let Some(record) = prepared.record.as_ref().filter(|_| prepared.migrated_now) else {
+            return;
+        };
+        let milliseconds = self.milliseconds();
+        let backup = record
+            .backup
+            .as_ref()
+            .map(|path| path.display().to_string());
+        tracing::info!(
+            target: "aspen::migration",
+            MESSAGE_ID = events::MIGRATION_COMPLETED,
+            ASPEN_SOURCE = %self.redb.display(),
+            ASPEN_TARGET = %self.sqlite.display(),
+            ASPEN_BACKUP = backup,
+            ASPEN_KEYS = record.keys,
+            ASPEN_CHECKSUM = record.checksum,
+            ASPEN_DURATION_MS = milliseconds,
+            "Migrated {} keys from redb to SQLite in {milliseconds} ms, verified ({}); the backup is {}",
+            record.keys,
+            record.checksum,
+            backup.as_deref().unwrap_or("gone"),
+        );
+    }
+
+    fn began_migrating(&self) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .migrating = true;
+        let bytes = self.redb.metadata().map_or(0, |about| about.len());
+        tracing::info!(
+            target: "aspen::migration",
+            MESSAGE_ID = events::MIGRATION_STARTED,
+            ASPEN_SOURCE = %self.redb.display(),
+            ASPEN_TARGET = %self.sqlite.display(),
+            ASPEN_BYTES = bytes,
+            "Migrating {} ({bytes} bytes)",
+            self.redb.display()
+        );
+        self.shared
+            .set(http::Phase::Migrating(http::Progress::default()));
+        self.notify.status("Migrating: looking at the data");
+        self.notify.extend_timeout(EXTENSION);
+    }
+
+    /// Tells everyone how far it is.
+    fn tell(&self, state: &State) {
+        let percent: f64 = state
+            .work
+            .iter()
+            .map(|(phase, work)| share(*phase) * fraction(work))
+            .sum();
+        // The phase that everything waits for is the earliest that is not finished.
+        let Some((&phase, work)) = state
+            .work
+            .iter()
+            .find(|(_, work)| !work.finished)
+            .or_else(|| state.work.iter().next_back())
+        else {
+            return;
+        };
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // 0 to 99 after the clamp
+        let percent = percent.clamp(0.0, 99.0) as u8;
+        self.shared.set(http::Phase::Migrating(http::Progress {
+            phase: phase.name(),
+            percent,
+            done: work.done,
+            total: work.total,
+        }));
+        self.notify
+            .status(&format!("Migrating {percent} %: {}", describe(phase, work)));
+        self.notify.extend_timeout(EXTENSION);
+    }
+
+    fn finished(&self, phase: Phase, work: &Work) {
+        let milliseconds = u64::try_from(work.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (keys, bytes) = match phase.counts_rows() {
+            true => (Some(work.total), None),
+            false => (None, Some(work.total)),
+        };
+        let amount = match (keys, bytes) {
+            (Some(keys), _) => format!("{keys} keys"),
+            (_, bytes) => format!("{} bytes", bytes.unwrap_or(0)),
+        };
+        tracing::info!(
+            target: "aspen::migration",
+            MESSAGE_ID = events::MIGRATION_PHASE,
+            ASPEN_PHASE = phase.name(),
+            ASPEN_KEYS = keys,
+            ASPEN_BYTES = bytes,
+            ASPEN_DURATION_MS = milliseconds,
+            "Migration phase {} finished: {amount} in {milliseconds} ms",
+            phase.name()
+        );
+    }
+}
+
+fn fraction(work: &Work) -> f64 {
+    match (work.finished, work.total) {
+        (true, _) => 1.0,
+        (_, 0) => 0.0,
+        #[allow(clippy::cast_precision_loss)] // a fraction needs no more
+        (_, total) => (work.done as f64 / total as f64).min(1.0),
+    }
+}
+
+/// `copy, 1234567 of 4000000 keys, 1900000 keys/s`.
+fn describe(phase: Phase, work: &Work) -> String {
+    let seconds = work.since.elapsed().as_secs_f64().max(0.001);
+    #[allow(clippy::cast_precision_loss)] // a rate needs no more
+    let rate = work.done as f64 / seconds;
+    if phase.counts_rows() {
+        format!(
+            "{}, {} of {} keys, {rate:.0} keys/s",
+            phase.name(),
+            work.done,
+            work.total
+        )
+    } else {
+        let mib = |bytes: u64| bytes >> 20;
+        let rate = rate / f64::from(1 << 20);
+        format!(
+            "{}, {} of {} MiB, {rate:.0} MiB/s",
+            phase.name(),
+            mib(work.done),
+            mib(work.total)
+        )
+    }
+}
+
+impl Observer for Reporter {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Decided(Decision::Migrate | Decision::UpgradeRedb) => self.began_migrating(),
+            Event::Finished(phase) => {
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(work) = state.work.get_mut(phase) {
+                    work.finished = true;
+                    let work = *work;
+                    self.finished(*phase, &work);
+                    self.tell(&state);
+                }
+            }
+            event => log(event, self),
+        }
+    }
+
+    fn work(&self, phase: Phase, done: u64, total: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let work = state.work.entry(phase).or_insert(Work {
+            done: 0,
+            total,
+            since: now,
+            finished: false,
+        });
+        // Only what moves is progress: a hang must not look alive.
+        let moved = done > work.done;
+        (work.done, work.total) = (work.done.max(done), total);
+        if moved && state.told.is_none_or(|told| now - told >= INTERVAL) {
+            state.told = Some(now);
+            self.tell(&state);
+        }
+    }
+}
+
+/// What has no number.
+fn log(event: &Event<'_>, reporter: &Reporter) {
+    match event {
+        Event::LeftoversRemoved(paths) => tracing::info!(
+            "Removed {} half-made files of an interrupted migration",
+            paths.len()
+        ),
+        Event::BackedUp(path) => tracing::info!(
+            target: "aspen::migration",
+            MESSAGE_ID = events::MIGRATION_BACKUP,
+            ASPEN_SOURCE = %reporter.redb.display(),
+            ASPEN_BACKUP = %path.display(),
+            ASPEN_BYTES = path.metadata().map_or(0, |about| about.len()),
+            "The backup is {}",
+            path.display()
+        ),
+        Event::BookkeepingRebuilt => tracing::warn!(
+            "{} has a damaged allocator state, which was rebuilt in memory; every row passes its checksum",
+            reporter.redb.display()
+        ),
+        Event::HistoryFailed(error) => {
+            tracing::warn!(
+                "The history of migrations was not written: {}",
+                Chain(*error)
+            );
+        }
+        Event::RecordFailed(error) => tracing::warn!("{}", Chain(*error)),
+        Event::BackupsRemoved(paths) => tracing::info!(
+            MESSAGE_ID = events::BACKUPS_REMOVED,
+            ASPEN_DATA_DIR = %reporter.redb.parent().map(|dir| dir.display().to_string()).unwrap_or_default(),
+            ASPEN_COUNT = paths.len(),
+            "Removed {} old backups beyond those to keep",
+            paths.len()
+        ),
+        Event::PruneFailed(error) => {
+            tracing::warn!("Old backups were not removed: {}", Chain(*error));
+        }
+        Event::ConfigRewritten(path) => tracing::info!(
+            MESSAGE_ID = events::CONFIG_REWRITTEN,
+            ASPEN_CONFIG = %path.display(),
+            "{} now says storage_backend = \"sqlite\" and what was migrated",
+            path.display()
+        ),
+        Event::ConfigFailed(error) => tracing::warn!(
+            MESSAGE_ID = events::CONFIG_NOT_REWRITTEN,
+            ASPEN_CONFIG = %error.path.display(),
+            "{}",
+            Chain(*error)
+        ),
+        _ => {}
+    }
+}
