@@ -21,7 +21,9 @@ pub(crate) struct Manifest {
     pub(crate) closed: String,
     pub(crate) producer: Producer,
     pub(crate) files: BTreeMap<String, FileFacts>,
-    #[serde(flatten)]
+    /// Parsed apart: flattened, its numeric keys would not parse, and an
+    /// `Option` would hide that.
+    #[serde(skip)]
     pub(crate) state: Option<State>,
 }
 
@@ -78,10 +80,14 @@ pub(crate) fn all(set: &str) -> Vec<Fixture> {
 /// The fixture `name` of `set`.
 pub(crate) fn one(set: &str, name: &str) -> Fixture {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let manifest = std::fs::read(dir.join(set).join(format!("{name}.json"))).unwrap();
+    let text = std::fs::read(dir.join(set).join(format!("{name}.json"))).unwrap();
+    let mut manifest: Manifest = serde_json::from_slice(&text).unwrap();
+    if !manifest.expect.starts_with("refused") {
+        manifest.state = Some(serde_json::from_slice(&text).unwrap());
+    }
     Fixture {
         name: name.to_owned(),
-        manifest: serde_json::from_slice(&manifest).unwrap(),
+        manifest,
         archive: dir.join(set).join(format!("{name}.tar.zst")),
     }
 }

@@ -63,7 +63,8 @@ pub(crate) fn finished(output: &Output) -> Run {
 }
 
 /// Every entry of a directory with the SHA-256 of what is in it; directories
-/// end in a slash. Two of these are equal only if nothing came, went or changed.
+/// end in a slash. Two of these are equal only if nothing came, went or changed,
+/// except for the name of its last owner in the lock file.
 pub(crate) fn contents(dir: &Path) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -71,6 +72,8 @@ pub(crate) fn contents(dir: &Path) -> BTreeMap<String, String> {
         let name = entry.file_name().to_string_lossy().into_owned();
         if entry.file_type().unwrap().is_dir() {
             found.insert(format!("{name}/"), String::new());
+        } else if name == "aspen.lock" {
+            found.insert(name, String::new());
         } else {
             found.insert(name, read::sha256(&entry.path()));
         }

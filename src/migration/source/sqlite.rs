@@ -1,10 +1,12 @@
 //! Reading a SQLite state machine without changing it or the files beside it.
 //!
 //! A write-ahead log that a killed node left is part of the data, so
-//! `immutable=1`, which ignores it, would lose writes. Instead SQLite opens the
-//! database read-only, keeps the log's index in memory (exclusive locking mode
-//! through the VFS that does not lock) and is told not to checkpoint on close.
-//! The locks that the VFS then does not take are asked for here.
+//! `immutable=1`, which ignores it, would lose writes. Where there is one,
+//! SQLite opens the database read-only, keeps the log's index in memory
+//! (exclusive locking mode through the VFS that does not lock) and is told not
+//! to checkpoint on close. Where there is none, SQLite would make one even so,
+//! and then `immutable=1` is what keeps the directory as it is. The locks that
+//! are not taken either way are asked for here.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,6 +19,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::RowSink;
 use crate::format::sqlite::{self, OpenError};
+use crate::layout;
 
 /// Where SQLite's locks lie in a database file: the pending, reserved and shared bytes
 /// (<https://sqlite.org/c3ref/io_methods.html>, `os.h`).
@@ -45,8 +48,13 @@ impl SqliteReader {
             source,
         };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection =
-            Connection::open_with_flags_and_vfs(path, flags, c"unix-none").map_err(sqlite)?;
+        let [log, _] = layout::sqlite_companions(&resolved(path));
+        let connection = if log.exists() {
+            Connection::open_with_flags_and_vfs(path, flags, c"unix-none")
+        } else {
+            Connection::open_with_flags(immutable(path), flags | OpenFlags::SQLITE_OPEN_URI)
+        }
+        .map_err(sqlite)?;
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
             .map_err(sqlite)?;
@@ -138,6 +146,26 @@ impl SqliteReader {
     pub(crate) fn interrupter(&self) -> rusqlite::InterruptHandle {
         self.connection.get_interrupt_handle()
     }
+}
+
+/// The path that SQLite uses: it resolves symbolic links before it looks for the log.
+fn resolved(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
+/// `path` as a URI (<https://sqlite.org/uri.html>) that promises that nobody writes.
+fn immutable(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut uri = "file:".to_owned();
+    for &byte in resolved(path).as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                uri.push(char::from(byte));
+            }
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri + "?immutable=1"
 }
 
 /// The newest migration record of a database, if it has the table and a row in it.
