@@ -84,6 +84,7 @@ impl LockedDir {
             }
             Err(error) => return Err(io(error)),
         }
+        leave_to_owner_of(&dir, &file);
         // Who it is helps the next one to understand; without it the lock is as good.
         let _ = file
             .set_len(0)
@@ -107,6 +108,19 @@ fn open(path: &Path) -> io::Result<File> {
             File::open(path)
         }
         opened => opened,
+    }
+}
+
+/// Root converts a node's data: the lock file that it made must not keep the
+/// node's own user out.
+fn leave_to_owner_of(dir: &DataDir, file: &File) {
+    use std::os::unix::fs::{MetadataExt as _, fchown};
+    if nix::unistd::geteuid().is_root()
+        && let (Ok(dir), Ok(made)) = (dir.path().metadata(), file.metadata())
+        && dir.uid() != made.uid()
+    {
+        // Without it the node says that it may not lock, and what to do.
+        let _ = fchown(file, Some(dir.uid()), Some(dir.gid()));
     }
 }
 

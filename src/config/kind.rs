@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use figment::value::Value;
-use tracing_subscriber::EnvFilter;
 
 use super::keys::closest;
 
@@ -31,7 +30,7 @@ pub enum Kind {
     Address,
     /// A path; it need not exist.
     Path,
-    /// A log filter in the syntax of `EnvFilter`.
+    /// A log filter: see [`filter::parse`](super::filter::parse).
     Filter,
     /// The table of members, whose keys have rows of their own here.
     Members,
@@ -114,7 +113,7 @@ impl Kind {
                 text.filter(usable).map(Value::from)
             }
             Self::Filter => {
-                let parses = |t: &&str| EnvFilter::builder().parse(t).is_ok();
+                let parses = |t: &&str| super::filter::parse(t).is_ok();
                 text.filter(parses).map(Value::from)
             }
             Self::Members | Self::Record => None,

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use figment::Figment;
 
+pub mod filter;
 mod fragments;
 pub mod keys;
 mod kind;

@@ -196,7 +196,7 @@ pub struct Migration {
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Log {
-    /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+    /// What is logged, as [`filter::parse`](super::filter::parse) reads it.
     pub filter: String,
     /// In which shape.
     pub format: LogFormat,

@@ -181,3 +181,84 @@ impl Header {
         format!("redb-{:032x}", xxh3_128(&identity))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A header whose slots hold the given transactions, the flags as given.
+    fn header(flags: u8, transactions: [u64; 2]) -> Header {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
+        bytes[FLAGS] = flags;
+        for (start, transaction) in SLOTS.into_iter().zip(transactions) {
+            let slot = &mut bytes[start..start + SLOT_BYTES];
+            slot[0] = 2;
+            slot[TRANSACTION_ID..TRANSACTION_ID + 8].copy_from_slice(&transaction.to_le_bytes());
+            let checksum = xxh3_128(&slot[..SLOT_CHECKSUM]).to_le_bytes();
+            slot[SLOT_CHECKSUM..].copy_from_slice(&checksum);
+        }
+        Header::parse(bytes, 4096).unwrap()
+    }
+
+    #[test]
+    fn the_flags_choose_the_current_commit() {
+        assert_eq!(header(0, [7, 6]).commit().unwrap().transaction_id, 7);
+        assert_eq!(header(PRIMARY, [6, 7]).commit().unwrap().transaction_id, 7);
+    }
+
+    #[test]
+    fn a_clean_file_that_points_at_its_older_commit_is_damaged() {
+        let error = header(PRIMARY, [7, 6]).commit().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                HeaderError::PointsBack {
+                    primary: 6,
+                    secondary: 7
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_crash_between_commit_and_flag_leaves_the_newer_commit_current() {
+        let recovered = header(RECOVERY_REQUIRED, [6, 7]).commit().unwrap();
+        assert_eq!(recovered.transaction_id, 7);
+    }
+
+    #[test]
+    fn a_commit_in_two_phases_is_current_only_once_the_flag_says_so() {
+        let flags = RECOVERY_REQUIRED | TWO_PHASE_COMMIT;
+        assert_eq!(header(flags, [6, 7]).commit().unwrap().transaction_id, 6);
+    }
+
+    #[test]
+    fn any_flipped_bit_of_the_current_slot_is_noticed() {
+        let sound = header(0, [7, 6]);
+        for bit in 0..SLOT_BYTES * 8 {
+            let mut damaged = sound.clone();
+            damaged.bytes[SLOTS[0] + bit / 8] ^= 1 << (bit % 8);
+            let error = damaged.commit().unwrap_err();
+            assert!(
+                matches!(error, HeaderError::SlotDamaged(0)),
+                "bit {bit}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_ignores_open_and_close_and_nothing_else() {
+        let clean = header(0, [7, 6]);
+        assert_eq!(
+            clean.fingerprint(),
+            header(RECOVERY_REQUIRED, [7, 6]).fingerprint()
+        );
+        assert_ne!(clean.fingerprint(), header(0, [8, 6]).fingerprint());
+        assert_ne!(clean.fingerprint(), header(PRIMARY, [7, 6]).fingerprint());
+        let longer = Header::parse(clean.bytes, 8192).unwrap();
+        assert_ne!(clean.fingerprint(), longer.fingerprint());
+    }
+}

@@ -69,13 +69,16 @@ impl Converted {
     /// place of what has that name, else nothing may have it.
     ///
     /// # Errors
-    /// When the rename fails; nothing has changed then.
+    /// When the rename fails or `control` says to stop; nothing has changed then.
     pub fn publish(
         mut self,
         target: &Path,
         replace: bool,
         control: &Control<'_>,
     ) -> Result<(Source, Record, Option<Backup>), MigrationError> {
+        if control.stopped() {
+            return Err(MigrationError::Stopped);
+        }
         if replace {
             durable::rename_over(&self.temporary.path, target)?;
         } else {

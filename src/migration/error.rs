@@ -117,6 +117,17 @@ impl MigrationError {
         }
     }
 
+    /// The source's own error, if that is what it ended by.
+    #[must_use]
+    pub fn source_error(&self) -> Option<&SourceError> {
+        match self {
+            Self::Source(error)
+            | Self::Inspect(InspectError::Redb(error))
+            | Self::Target(TargetError::Source(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether it ended because it was told to.
     #[must_use]
     pub fn is_stop(&self) -> bool {

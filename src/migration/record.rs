@@ -66,6 +66,7 @@ pub struct Record {
     /// Engine of the target.
     pub to: String,
     /// The source's path as it was given.
+    #[serde(serialize_with = "as_text")]
     pub source: PathBuf,
     /// The source's length in bytes.
     pub source_bytes: u64,
@@ -74,9 +75,14 @@ pub struct Record {
     /// Whether the source had been closed, or was recovered.
     pub source_closed_cleanly: bool,
     /// The target's path as it was given.
+    #[serde(serialize_with = "as_text")]
     pub target: PathBuf,
     /// Where the source lives on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "some_as_text"
+    )]
     pub backup: Option<PathBuf>,
     /// Rows copied.
     pub keys: u64,
@@ -88,6 +94,19 @@ pub struct Record {
     pub last_applied: Option<LogId>,
     /// How long it took.
     pub seconds: Seconds,
+}
+
+/// A path that is not UTF-8 is recorded as far as it is: it must not make the
+/// record, and with it the migration, impossible.
+fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+fn some_as_text<S: serde::Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    as_text(path.as_deref().unwrap_or(Path::new("")), serializer)
 }
 
 /// Who does it and when it began: the part of a [`Record`] that is known beforehand.

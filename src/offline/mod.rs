@@ -163,6 +163,9 @@ fn convert_files(
 /// of which this user may only read the source needs none: no node of this
 /// user runs there, and the lock on the source keeps the others off.
 fn lock_data_directories(source: &Path, target: &Path) -> Result<Vec<LockedDir>, OfflineError> {
+    // The file that is read, and its directory, may be behind a symbolic link.
+    let file = source.canonicalize();
+    let source = file.as_deref().unwrap_or(source);
     let mut dirs: Vec<PathBuf> = [source, target]
         .into_iter()
         .filter(|path| is_in_data_directory(path))

@@ -153,8 +153,8 @@ impl Output {
                 "status": "failed",
                 "exit_code": error.exit().code(),
                 "error": Chain(error).to_string(),
-                "source": self.source,
-                "target": self.target,
+                "source": self.source.display().to_string(),
+                "target": self.target.display().to_string(),
             }));
         }
         let _ = writeln!(std::io::stderr(), "Error: {}", Chain(error));

@@ -166,13 +166,11 @@ impl NodeError {
         match self {
             Self::Lock(_) => events::DATA_DIR_LOCKED,
             Self::Migration(MigrationError::Refused(_)) => events::START_REFUSED,
-            Self::Migration(MigrationError::Source(SourceError::InUse(_))) => {
-                events::DATA_DIR_LOCKED
-            }
-            Self::Migration(MigrationError::Source(error)) if error.exit() == Exit::Data => {
-                events::SOURCE_DAMAGED
-            }
-            Self::Migration(_) => events::MIGRATION_FAILED,
+            Self::Migration(error) => match error.source_error() {
+                Some(SourceError::InUse(_)) => events::DATA_DIR_LOCKED,
+                Some(error) if error.exit() == Exit::Data => events::SOURCE_DAMAGED,
+                _ => events::MIGRATION_FAILED,
+            },
             _ => events::NODE_FAILED,
         }
     }

@@ -10,14 +10,13 @@
 
 pub mod events;
 mod file;
-pub mod filter;
 mod journal;
 mod text;
 
+use crate::config::filter::{self, FilterError};
 use crate::config::settings::LogFormat;
 use crate::exit::Exit;
 use file::LogFile;
-use filter::FilterError;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal};
