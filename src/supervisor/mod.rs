@@ -14,167 +14,40 @@
 //! never blocks: migration and storage work happen on threads of their own, so
 //! that the watchdog tells a hang from work.
 
+mod arguments;
+mod error;
 mod report;
 mod signals;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+pub use self::arguments::Arguments;
+use self::error::NodeError;
 use self::report::Reporter;
 use self::signals::{Signal, Signals};
+use crate::config::Loaded;
 use crate::config::settings::{Backend, Settings};
-use crate::config::{self, ConfigError, Loaded, Overrides};
-use crate::durable::{self, DurableError};
+use crate::durable;
 use crate::exit::Exit;
 use crate::http::{self, Phase, Shared};
 use crate::layout::DataDir;
-use crate::lock::{LockError, LockedDir};
+use crate::lock::LockedDir;
 use crate::migration::progress::Control;
-use crate::migration::source::SourceError;
 use crate::migration::{self, MigrationError, Options, Prepared};
 use crate::notify::Notify;
 use crate::storage::{self, StateMachine, StorageError};
-use crate::telemetry::{self, Chain, LogOptions, TelemetryError, events};
+use crate::telemetry::{self, Chain, LogOptions, events};
 
 /// How long requests under way may take once the node stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Name and version, for records.
 const PROGRAM: &str = concat!("aspen-node ", env!("CARGO_PKG_VERSION"));
-
-/// One node of an Aspen cluster: a Raft key-value store run by systemd.
-///
-/// Without any configuration it is node 1, keeps its data in ./data/node-1 and
-/// listens on 127.0.0.1:8080. A legacy redb state machine in the data directory
-/// is migrated to SQLite at start, behind a backup, before the node is ready.
-///
-/// Command line wins over environment (ASPEN_..., see --check-config) over file
-/// over defaults.
-#[derive(Debug, Parser)]
-#[command(name = "aspen-node", version, after_help = EXAMPLES)]
-pub struct Arguments {
-    /// Configuration file [default: $ASPEN_CONFIG, else /etc/aspen/config.toml where it exists]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// This node's Raft id
-    #[arg(long, value_name = "ID")]
-    pub node_id: Option<std::ffi::OsString>,
-    /// Data directory
-    #[arg(long, value_name = "DIR")]
-    pub data_dir: Option<std::ffi::OsString>,
-    /// Address of the HTTP API
-    #[arg(long, value_name = "IP:PORT")]
-    pub http_addr: Option<std::ffi::OsString>,
-    /// State machine: sqlite, redb (deprecated) or memory
-    #[arg(long, value_name = "BACKEND")]
-    pub storage_backend: Option<std::ffi::OsString>,
-    /// Print the effective configuration and where each value comes from, and exit
-    #[arg(long)]
-    pub check_config: bool,
-}
-
-const EXAMPLES: &str = "\
-Examples:
-  aspen-node                                     run with no configuration at all
-  aspen-node --config /etc/aspen/config.toml     as the service does
-  ASPEN_STORAGE_BACKEND=sqlite aspen-node        migrate redb data found, then serve it
-  aspen-node --check-config                      what would be in effect, and why
-
-Signals:
-  SIGTERM, SIGINT  stop cleanly (a migration is left for the next start)
-  SIGHUP           reload the log filter, reopen the log file
-
-Exit status:
-  0 stopped as asked, 64 usage, 65 wrong data, 74 I/O error or disk full,
-  75 locked (try again), 77 not permitted, 78 configuration";
-
-impl Arguments {
-    fn overrides(&self) -> Overrides {
-        Overrides {
-            config: self.config.clone(),
-            node_id: self.node_id.clone(),
-            data_dir: self.data_dir.clone(),
-            http_addr: self.http_addr.clone(),
-            storage_backend: self.storage_backend.clone(),
-        }
-    }
-
-    fn load(&self) -> Result<Loaded, ConfigError> {
-        config::load(
-            &self.overrides(),
-            std::env::vars_os(),
-            Path::new(config::DEFAULT_FILE),
-        )
-    }
-}
-
-/// Why a node ended other than by being told to.
-#[derive(Debug, thiserror::Error)]
-enum NodeError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Telemetry(#[from] TelemetryError),
-    #[error(transparent)]
-    Durable(#[from] DurableError),
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    #[error("cannot {operation}")]
-    System {
-        operation: &'static str,
-        source: std::io::Error,
-    },
-    #[error("cannot listen on {address}; is another program listening there?")]
-    Listen {
-        address: std::net::SocketAddr,
-        source: std::io::Error,
-    },
-    #[error("the HTTP listener failed")]
-    Serve(#[source] std::io::Error),
-    #[error(transparent)]
-    Migration(#[from] MigrationError),
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    #[error("a thread of the node ended unexpectedly; please report this with the log")]
-    Bug,
-}
-
-impl NodeError {
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Config(error) => error.exit(),
-            Self::Telemetry(error) => error.exit(),
-            Self::Durable(error) => error.exit(),
-            Self::Lock(error) => error.exit(),
-            Self::System { source, .. } | Self::Listen { source, .. } | Self::Serve(source) => {
-                Exit::of_io(source)
-            }
-            Self::Migration(error) => error.exit(),
-            Self::Storage(error) => error.exit(),
-            Self::Bug => Exit::Software,
-        }
-    }
-
-    /// The event that an operator looks for.
-    fn message_id(&self) -> &'static str {
-        match self {
-            Self::Lock(_) => events::DATA_DIR_LOCKED,
-            Self::Migration(MigrationError::Refused(_)) => events::START_REFUSED,
-            Self::Migration(error) => match error.source_error() {
-                Some(SourceError::InUse(_)) => events::DATA_DIR_LOCKED,
-                Some(error) if error.exit() == Exit::Data => events::SOURCE_DAMAGED,
-                _ => events::MIGRATION_FAILED,
-            },
-            _ => events::NODE_FAILED,
-        }
-    }
-}
 
 /// Runs a node until it is told to stop, and says how the process shall exit.
 #[must_use]

@@ -1,0 +1,75 @@
+//! Why a node ended other than by being told to.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::config::ConfigError;
+use crate::durable::DurableError;
+use crate::exit::Exit;
+use crate::lock::LockError;
+use crate::migration::MigrationError;
+use crate::migration::source::SourceError;
+use crate::storage::StorageError;
+use crate::telemetry::{TelemetryError, events};
+
+/// Why a node ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NodeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("cannot {operation}")]
+    System {
+        operation: &'static str,
+        source: io::Error,
+    },
+    #[error("cannot listen on {address}; is another program listening there?")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error("the HTTP listener failed")]
+    Serve(#[source] io::Error),
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("a thread of the node ended unexpectedly; please report this with the log")]
+    Bug,
+}
+
+impl NodeError {
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::Config(error) => error.exit(),
+            Self::Telemetry(error) => error.exit(),
+            Self::Durable(error) => error.exit(),
+            Self::Lock(error) => error.exit(),
+            Self::System { source, .. } | Self::Listen { source, .. } | Self::Serve(source) => {
+                Exit::of_io(source)
+            }
+            Self::Migration(error) => error.exit(),
+            Self::Storage(error) => error.exit(),
+            Self::Bug => Exit::Software,
+        }
+    }
+
+    /// The event that an operator looks for.
+    pub(super) fn message_id(&self) -> &'static str {
+        match self {
+            Self::Lock(_) => events::DATA_DIR_LOCKED,
+            Self::Migration(MigrationError::Refused(_)) => events::START_REFUSED,
+            Self::Migration(error) => match error.source_error() {
+                Some(SourceError::InUse(_)) => events::DATA_DIR_LOCKED,
+                Some(error) if error.exit() == Exit::Data => events::SOURCE_DAMAGED,
+                _ => events::MIGRATION_FAILED,
+            },
+            _ => events::NODE_FAILED,
+        }
+    }
+}
