@@ -85,8 +85,17 @@ impl Converted {
             durable::rename_new(&self.temporary.path, target)?;
         }
         self.temporary.published = true;
+        if let Err(error) = durable::fsync_parent(target) {
+            if replace {
+                // The source may be gone with its name; the backup must stay.
+                self.backup.take().map(NewBackup::keep);
+            } else {
+                // The source is still there: the copy can go again.
+                let _ = durable::remove(target);
+            }
+            return Err(error.into());
+        }
         let backup = self.backup.take().map(NewBackup::keep);
-        durable::fsync_parent(target)?;
         control.observer.event(&Event::Published(target));
         Ok((self.source, self.record, backup))
     }

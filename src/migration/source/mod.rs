@@ -466,12 +466,9 @@ fn identity_of(path: &Path, file: &File) -> Result<Identity, SourceError> {
 /// of the database and its log, tell one state from another.
 fn sqlite_fingerprint(path: &Path, about: &std::fs::Metadata) -> String {
     use std::os::unix::fs::MetadataExt as _;
-    let [wal, _] = crate::layout::sqlite_companions(path);
+    let log = sqlite::log_of(path).metadata().ok();
     let mut identity = Vec::new();
-    for about in [Some(about.clone()), wal.metadata().ok()]
-        .into_iter()
-        .flatten()
-    {
+    for about in [Some(about.clone()), log].into_iter().flatten() {
         identity.extend_from_slice(&about.len().to_le_bytes());
         identity.extend_from_slice(&about.mtime().to_le_bytes());
         identity.extend_from_slice(&about.mtime_nsec().to_le_bytes());

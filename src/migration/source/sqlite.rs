@@ -48,8 +48,7 @@ impl SqliteReader {
             source,
         };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let [log, _] = layout::sqlite_companions(&resolved(path));
-        let connection = if log.exists() {
+        let connection = if log_of(path).exists() {
             Connection::open_with_flags_and_vfs(path, flags, c"unix-none")
         } else {
             Connection::open_with_flags(immutable(path), flags | OpenFlags::SQLITE_OPEN_URI)
@@ -146,6 +145,12 @@ impl SqliteReader {
     pub(crate) fn interrupter(&self) -> rusqlite::InterruptHandle {
         self.connection.get_interrupt_handle()
     }
+}
+
+/// Where the write-ahead log of `path` is, if there is one.
+pub(crate) fn log_of(path: &Path) -> PathBuf {
+    let [log, _] = layout::sqlite_companions(&resolved(path));
+    log
 }
 
 /// The path that SQLite uses: it resolves symbolic links before it looks for the log.
