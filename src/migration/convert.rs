@@ -14,28 +14,24 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::MigrationError;
 use super::backup::{self, Backup};
 use super::copy;
-use super::overlay::Overlay;
 use super::preflight::{self, Problem, Problems, Room, Wanted};
 use super::progress::{Control, Event, Phase};
 use super::record::{self, Begun, Copy, Record, Seconds, Verified};
-use super::source::{Identity, LockedSource, Metadata, Source, SourceError};
+use super::source::{Metadata, Source, SourceError};
 use super::target::{self, TargetError, sqlite::Expected};
+use super::watch;
 use crate::config::settings::BackupKind;
 use crate::durable;
 use crate::format::Kind;
 use crate::format::digest::Digest;
 use crate::format::sqlite::{self, Access, MAX_ROW_BYTES};
 use crate::layout;
-
-/// How often bytes read by the integrity check are reported.
-const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What to copy where.
 #[derive(Clone, Copy)]
@@ -195,7 +191,7 @@ pub fn convert(request: &Request<'_>, control: &Control<'_>) -> Result<Converted
 fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, MigrationError> {
     let observer = control.observer;
     observer.event(&Event::Opening);
-    let mut source = open_source(request.source, control)?;
+    let mut source = watch::open(request.source, control)?;
     let wanted = Wanted {
         target: request.target,
         kind: request.target_kind,
@@ -220,7 +216,7 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
     };
     let checked = Instant::now();
     if room == Room::Tight {
-        check(&mut source, control)?;
+        watch::check(&mut source, control)?;
         refuse(preflight::measured(&source, wanted)?)?;
         seconds.check = checked.elapsed().as_secs_f64();
     }
@@ -228,7 +224,7 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
         let backup = scope.spawn(make_backup);
         let copied = (|| {
             if room == Room::Plenty {
-                check(&mut source, control)?;
+                watch::check(&mut source, control)?;
                 seconds.check = checked.elapsed().as_secs_f64();
                 if request.target_kind == Kind::Sqlite && source.may_hold_huge_value(MAX_ROW_BYTES)
                 {
@@ -279,14 +275,14 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
 pub fn survey(request: &Request<'_>, control: &Control<'_>) -> Result<Record, MigrationError> {
     let surveyed = (|| {
         control.observer.event(&Event::Opening);
-        let mut source = open_source(request.source, control)?;
+        let mut source = watch::open(request.source, control)?;
         let wanted = Wanted {
             target: request.target,
             kind: request.target_kind,
             backup: request.backup,
         };
         let (_, mut problems) = preflight::check(&source, wanted)?;
-        check(&mut source, control)?;
+        watch::check(&mut source, control)?;
         problems.extend(preflight::measured(&source, wanted)?);
         refuse(problems)?;
         let rows = source.rows()?;
@@ -312,89 +308,6 @@ fn refuse(problems: Vec<Problem>) -> Result<(), MigrationError> {
     match problems.is_empty() {
         true => Ok(()),
         false => Err(MigrationError::Preflight(Problems(problems))),
-    }
-}
-
-/// Locks and opens. A file that was not closed is recovered meanwhile, which
-/// takes as long as the check.
-fn open_source(path: &Path, control: &Control<'_>) -> Result<Source, SourceError> {
-    let locked = LockedSource::lock(path, Arc::clone(&control.stop))?;
-    let watched = Watched {
-        overlay: locked.overlay(),
-        interrupter: None,
-        total: bytes_to_read(locked.identity()),
-    };
-    while_watched(watched, control, || locked.open())
-}
-
-/// Verifies the source's own checksums.
-fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> {
-    let watched = Watched {
-        overlay: source.overlay(),
-        interrupter: source.interrupter(),
-        total: bytes_to_read(source.identity()),
-    };
-    while_watched(watched, control, || source.check_integrity())?;
-    control.observer.event(&Event::Finished(Phase::Check));
-    if source.rebuilt_bookkeeping() {
-        control.observer.event(&Event::BookkeepingRebuilt);
-    }
-    Ok(())
-}
-
-/// What redb reads until the check is done: every page twice, and twice again
-/// where a v3 file has to be recovered first. (Recovering v2 is its check.)
-fn bytes_to_read(identity: &Identity) -> u64 {
-    match (identity.closed_cleanly, identity.version) {
-        (false, Some(3)) => 4 * identity.length,
-        _ => 2 * identity.length,
-    }
-}
-
-/// What shows how far a long step is, and what ends it early.
-struct Watched {
-    overlay: Option<Overlay>,
-    interrupter: Option<rusqlite::InterruptHandle>,
-    total: u64,
-}
-
-/// Does `work` while another thread reports the bytes that redb has read, and
-/// a third has the kernel read ahead.
-fn while_watched<T: Send>(
-    watched: Watched,
-    control: &Control<'_>,
-    work: impl FnOnce() -> Result<T, SourceError>,
-) -> Result<T, SourceError> {
-    let Watched {
-        overlay,
-        interrupter,
-        total,
-    } = watched;
-    let finished = AtomicBool::new(false);
-    let result = std::thread::scope(|scope| {
-        let reporter = scope.spawn(|| {
-            while !finished.load(Ordering::Acquire) {
-                if let Some(overlay) = &overlay {
-                    let done = overlay.bytes_read().min(total);
-                    control.observer.work(Phase::Check, done, total);
-                }
-                if let Some(interrupter) = interrupter.as_ref().filter(|_| control.stopped()) {
-                    interrupter.interrupt();
-                }
-                std::thread::park_timeout(REPORT_INTERVAL);
-            }
-        });
-        if let Some(overlay) = &overlay {
-            scope.spawn(|| overlay.read_ahead(&finished));
-        }
-        let result = work();
-        finished.store(true, Ordering::Release);
-        reporter.thread().unpark();
-        result
-    });
-    match result {
-        Err(_) if control.stopped() => Err(SourceError::Stopped),
-        result => result,
     }
 }
 

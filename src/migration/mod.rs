@@ -38,6 +38,7 @@ pub mod target;
 
 mod error;
 mod finish;
+mod watch;
 
 use std::path::{Path, PathBuf};
 

@@ -105,6 +105,12 @@ impl LockedSource {
         &self.identity
     }
 
+    /// The read-only descriptor.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Opens the engine. A redb file that was not closed is recovered, in
     /// memory, which reads all of it.
     ///
