@@ -1,0 +1,260 @@
+//! Making a redb copy in the current file format (v3), and verifying it: the
+//! way back from SQLite, and the way forward from format v2.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redb::{
+    Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _,
+    ReadableTableMetadata as _, TableDefinition,
+};
+
+use super::TargetError;
+use super::sqlite::Expected;
+use crate::format::digest::Digester;
+use crate::format::tables;
+use crate::migration::copy::Feed;
+use crate::migration::progress::{Control, Event, Phase};
+use crate::migration::source::Metadata;
+
+const KV: TableDefinition<'_, &str, &str> = TableDefinition::new(tables::KV);
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::META);
+const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::SNAPSHOTS);
+const RAFT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
+const RAFT_META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::RAFT_META);
+
+/// redb's page cache; also bounds what it keeps of an uncommitted transaction.
+const CACHE_BYTES: usize = 64 << 20;
+/// Bytes of rows in one transaction.
+const TRANSACTION_BYTES: u64 = 32 << 20;
+/// Rows between two progress reports of the verification.
+const ROWS_PER_REPORT: u64 = 10_000;
+
+fn redb_error<E: Into<redb::Error>>(
+    operation: &'static str,
+    path: &Path,
+) -> impl Fn(E) -> TargetError {
+    move |error| TargetError::Redb {
+        operation,
+        path: path.to_owned(),
+        source: Box::new(error.into()),
+    }
+}
+
+/// Runs `work`, which fails as redb does, with `operation` and `path` in its error.
+fn on<T>(
+    operation: &'static str,
+    path: &Path,
+    work: impl FnOnce() -> Result<T, redb::Error>,
+) -> Result<T, TargetError> {
+    work().map_err(redb_error(operation, path))
+}
+
+/// Makes the tables in the empty file `path` and fills them.
+pub(crate) fn build(
+    path: &Path,
+    mut feed: Feed,
+    metadata: &Metadata,
+    stop: &AtomicBool,
+) -> Result<(), TargetError> {
+    let database = on("create", path, || {
+        Ok(Builder::new().set_cache_size(CACHE_BYTES).create(path)?)
+    })?;
+    on("create the tables of", path, || {
+        create_tables(&database, metadata)
+    })?;
+    while on("write rows to", path, || write_some(&database, &mut feed))? {
+        if stop.load(Ordering::Relaxed) {
+            return Err(TargetError::Stopped);
+        }
+    }
+    // The commits so far were not made durable; this one makes all of them so.
+    on("finish", path, || Ok(database.begin_write()?.commit()?))
+}
+
+/// Makes an empty state machine in the empty file `path`.
+pub(crate) fn create_empty(path: &Path) -> Result<(), TargetError> {
+    on("create", path, || {
+        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path)?;
+        create_tables(&database, &Metadata::default())?;
+        Ok(database.begin_write()?.commit()?)
+    })
+}
+
+fn create_tables(database: &Database, metadata: &Metadata) -> Result<(), redb::Error> {
+    let mut write = database.begin_write()?;
+    write.set_durability(Durability::None)?;
+    write.open_table(KV)?;
+    write.open_table(SNAPSHOTS)?;
+    write.open_table(RAFT_LOG)?;
+    write.open_table(RAFT_META)?;
+    let mut meta = write.open_table(META)?;
+    for (key, value) in &metadata.records {
+        meta.insert(key.as_str(), value.as_slice())?;
+    }
+    drop(meta);
+    Ok(write.commit()?)
+}
+
+/// Writes one transaction's worth of rows; false when the feed is exhausted.
+fn write_some(database: &Database, feed: &mut Feed) -> Result<bool, redb::Error> {
+    let mut write = database.begin_write()?;
+    write.set_durability(Durability::None)?;
+    let mut table = write.open_table(KV)?;
+    let mut bytes = 0;
+    let mut more = true;
+    while bytes < TRANSACTION_BYTES {
+        more = feed.advance();
+        let Some((key, value)) = feed.row().filter(|_| more) else {
+            break;
+        };
+        let (key, value) = (str(key)?, str(value)?);
+        table.insert(key, value)?;
+        bytes += (key.len() + value.len()) as u64;
+    }
+    drop(table);
+    write.commit()?;
+    Ok(more)
+}
+
+fn str(bytes: &[u8]) -> Result<&str, redb::Error> {
+    std::str::from_utf8(bytes)
+        .map_err(|error| redb::Error::Corrupted(format!("a row is not UTF-8: {error}")))
+}
+
+/// Verifies redb's own checksums, every row's checksum, or a sample, and the metadata.
+pub(crate) fn verify(
+    path: &Path,
+    expected: Expected<'_>,
+    sample: Option<&[(String, Option<String>)]>,
+    control: &Control<'_>,
+) -> Result<(), TargetError> {
+    let mut database = on("open", path, || {
+        Ok(Builder::new().set_cache_size(CACHE_BYTES).open(path)?)
+    })?;
+    if !on("check", path, || Ok(database.check_integrity()?))? {
+        let complaint = "redb had to repair it".to_owned();
+        return Err(TargetError::Damaged {
+            path: path.to_owned(),
+            complaint,
+        });
+    }
+    let rows = on("count", path, || {
+        Ok(database.begin_read()?.open_table(KV)?.len()?)
+    })?;
+    if rows != expected.digest.rows {
+        return Err(TargetError::Count {
+            wanted: expected.digest.rows,
+            found: rows,
+        });
+    }
+    control.observer.event(&Event::CountVerified(rows));
+    match sample {
+        Some(sample) => {
+            compare_sample(&database, path, rows, sample)?;
+            let sampled = Some(sample.len() as u64);
+            control
+                .observer
+                .event(&Event::RowsVerified { sampled, of: rows });
+        }
+        None => {
+            compare_all(&database, path, expected, control)?;
+            control.observer.event(&Event::RowsVerified {
+                sampled: None,
+                of: rows,
+            });
+        }
+    }
+    verify_metadata(&database, path, expected.metadata)?;
+    control.observer.event(&Event::MetadataVerified);
+    if sample.is_none() {
+        control
+            .observer
+            .event(&Event::DigestVerified(expected.digest));
+    }
+    Ok(())
+}
+
+fn compare_all(
+    database: &Database,
+    path: &Path,
+    expected: Expected<'_>,
+    control: &Control<'_>,
+) -> Result<(), TargetError> {
+    let found = on("read back", path, || {
+        let mut digester = Digester::default();
+        let mut done = 0_u64;
+        for row in database.begin_read()?.open_table(KV)?.iter()? {
+            let (key, value) = row?;
+            digester.row(key.value().as_bytes(), value.value().as_bytes());
+            done += 1;
+            if done.is_multiple_of(ROWS_PER_REPORT) {
+                if control.stopped() {
+                    break;
+                }
+                control
+                    .observer
+                    .work(Phase::Verify, done, expected.digest.rows);
+            }
+        }
+        Ok(digester.finish())
+    })?;
+    if control.stopped() {
+        return Err(TargetError::Stopped);
+    }
+    if found == expected.digest {
+        Ok(())
+    } else {
+        let (wanted, found) = (expected.digest.to_string(), found.to_string());
+        Err(TargetError::Digest { wanted, found })
+    }
+}
+
+fn compare_sample(
+    database: &Database,
+    path: &Path,
+    rows: u64,
+    sample: &[(String, Option<String>)],
+) -> Result<(), TargetError> {
+    for (n, (key, value)) in sample.iter().enumerate() {
+        let found = on("read", path, || {
+            let table = database.begin_read()?.open_table(KV)?;
+            let value = table.get(key.as_str())?;
+            Ok(value.map(|value| value.value().to_owned()))
+        })?;
+        if found != *value {
+            let number = n as u64 * (rows / sample.len() as u64).max(1) + 1;
+            return Err(TargetError::Value {
+                number,
+                key: key.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn verify_metadata(
+    database: &Database,
+    path: &Path,
+    expected: &Metadata,
+) -> Result<(), TargetError> {
+    let found = on("read the metadata of", path, || {
+        let table = database.begin_read()?.open_table(META)?;
+        let mut records = std::collections::BTreeMap::new();
+        for row in table.iter()? {
+            let (key, value) = row?;
+            records.insert(key.value().to_owned(), value.value().to_vec());
+        }
+        Ok(records)
+    })?;
+    let differs = expected
+        .records
+        .keys()
+        .chain(found.keys())
+        .find(|&key| expected.records.get(key) != found.get(key));
+    differs.map_or(Ok(()), |record| {
+        Err(TargetError::Metadata {
+            record: record.clone(),
+        })
+    })
+}
