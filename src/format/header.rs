@@ -148,21 +148,29 @@ impl Header {
     /// newer valid slot is therefore the current one, as redb has it. In a file
     /// that was closed cleanly the same picture means damage.
     ///
+    /// After a commit in two phases redb trusts the flag alone, which no
+    /// checksum protects. A newer commit of other data is then refused: a
+    /// legacy node commits in two phases only on close, which changes no data,
+    /// so that a flipped bit is the likelier reason.
+    ///
     /// # Errors
-    /// When the slot is damaged, or a clean file points at its older commit.
+    /// When the slot is damaged, or the flag points at the older of two commits
+    /// and nothing says why.
     pub fn commit(&self) -> Result<Commit, HeaderError> {
         let primary = self.slot(self.primary())?;
         let two_phase = self.bytes[FLAGS] & TWO_PHASE_COMMIT != 0;
         // The other slot is only a rival: damaged, it holds no newer commit.
         match self.slot(self.primary() ^ 1) {
-            Ok(other) if other.transaction_id > primary.transaction_id && !two_phase => {
-                if self.closed_cleanly() {
+            Ok(other) if other.transaction_id > primary.transaction_id => {
+                if !self.closed_cleanly() && !two_phase {
+                    Ok(other)
+                } else if two_phase && other.user_root == primary.user_root {
+                    Ok(primary)
+                } else {
                     Err(HeaderError::PointsBack {
                         primary: primary.transaction_id,
                         secondary: other.transaction_id,
                     })
-                } else {
-                    Ok(other)
                 }
             }
             _ => Ok(primary),
@@ -233,6 +241,20 @@ mod tests {
     fn a_commit_in_two_phases_is_current_only_once_the_flag_says_so() {
         let flags = RECOVERY_REQUIRED | TWO_PHASE_COMMIT;
         assert_eq!(header(flags, [6, 7]).commit().unwrap().transaction_id, 6);
+    }
+
+    #[test]
+    fn a_flag_that_hides_newer_data_is_not_trusted_in_two_phases_either() {
+        for flags in [TWO_PHASE_COMMIT, RECOVERY_REQUIRED | TWO_PHASE_COMMIT] {
+            let mut header = header(flags, [6, 7]);
+            let slot = &mut header.bytes[SLOTS[1]..SLOTS[1] + SLOT_BYTES];
+            slot[USER_ROOT_SET] = 1;
+            slot[USER_ROOT].fill(9);
+            let checksum = xxh3_128(&slot[..SLOT_CHECKSUM]).to_le_bytes();
+            slot[SLOT_CHECKSUM..].copy_from_slice(&checksum);
+            let error = header.commit().unwrap_err();
+            assert!(matches!(error, HeaderError::PointsBack { .. }), "{error}");
+        }
     }
 
     #[test]

@@ -239,7 +239,7 @@ impl Source {
                 });
             }
             // Opening recovered it, which verified every checksum already.
-            Engine::Redb(Redb::V2(_)) if !clean => Ok(true),
+            Engine::Redb(engine @ Redb::V2(_)) if !clean && engine.recovered() => Ok(true),
             Engine::Redb(engine) => engine.check_integrity(),
         };
         match checked {

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Once;
 
 use super::RowSink;
@@ -42,34 +43,53 @@ pub(super) struct Table {
 macro_rules! engine {
     ($name:ident, $redb:ident, $($traits:ident),*) => {
         #[derive(Debug)]
-        pub(super) struct $name(ManuallyDrop<$redb::Database>, Cell<bool>);
+        pub(super) struct $name {
+            database: ManuallyDrop<$redb::Database>,
+            panicked: Cell<bool>,
+            /// Opening verified every checksum, as redb does before it rebuilds what
+            /// a process that died did not write. It need not: a commit may have left
+            /// all that an open needs.
+            recovered: bool,
+        }
 
         impl $name {
             /// Opens over `overlay`, recovering in memory when the file was not closed.
             pub(super) fn open(overlay: Overlay) -> Result<Self, EngineError> {
-                contained(|| {
+                let recovered = Rc::new(Cell::new(false));
+                let recovers = Rc::clone(&recovered);
+                let database = contained(|| {
                     $redb::Builder::new()
                         .set_cache_size(CACHE_BYTES)
+                        .set_repair_callback(move |_| recovers.set(true))
                         .create_with_backend(overlay)
                         .map_err(redb_error)
+                })?;
+                Ok(Self {
+                    database: ManuallyDrop::new(database),
+                    panicked: Cell::new(false),
+                    recovered: recovered.get(),
                 })
-                .map(|db| Self(ManuallyDrop::new(db), Cell::new(false)))
+            }
+
+            pub(super) fn recovered(&self) -> bool {
+                self.recovered
             }
 
             fn contained<T>(
                 &self,
                 work: impl FnOnce(&$redb::Database) -> Result<T, EngineError>,
             ) -> Result<T, EngineError> {
-                let result = contained(|| work(&self.0));
-                self.1.set(self.1.get() || matches!(result, Err(EngineError::Panic(_))));
+                let result = contained(|| work(&self.database));
+                let panicked = matches!(result, Err(EngineError::Panic(_)));
+                self.panicked.set(self.panicked.get() || panicked);
                 result
             }
 
             /// Verifies every checksum; false when only bookkeeping had to be rebuilt.
             pub(super) fn check_integrity(&mut self) -> Result<bool, EngineError> {
-                let database = &mut self.0;
+                let database = &mut self.database;
                 let result = contained(|| database.check_integrity().map_err(redb_error));
-                self.1.set(matches!(result, Err(EngineError::Panic(_))));
+                self.panicked.set(matches!(result, Err(EngineError::Panic(_))));
                 result
             }
 
@@ -143,11 +163,11 @@ macro_rules! engine {
 
         impl Drop for $name {
             fn drop(&mut self) {
-                if self.1.get() {
+                if self.panicked.get() {
                     return;
                 }
                 // SAFETY: taken once, here, and never used afterwards.
-                let database = unsafe { ManuallyDrop::take(&mut self.0) };
+                let database = unsafe { ManuallyDrop::take(&mut self.database) };
                 // Closing writes to the overlay only; whether that works changes nothing.
                 let _ = contained(move || {
                     drop(database);
@@ -178,6 +198,11 @@ macro_rules! delegate {
 }
 
 impl Redb {
+    /// Whether opening verified every checksum.
+    pub(super) fn recovered(&self) -> bool {
+        delegate!(self.recovered())
+    }
+
     pub(super) fn check_integrity(&mut self) -> Result<bool, EngineError> {
         delegate!(self.check_integrity())
     }
