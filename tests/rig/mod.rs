@@ -1,6 +1,9 @@
 //! Machines with a real systemd, for tests. `rig.sh` beside this boots them;
 //! here they become values that are gone when dropped.
 
+pub(crate) mod node;
+
+use crate::common::all_tests_required;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -26,8 +29,10 @@ impl Machine {
         let need = rig(&["need"]).output().unwrap();
         if !need.status.success() {
             let why = text(&need.stdout);
-            let all = std::env::var("ASPEN_REQUIRE_ALL_TESTS").is_ok_and(|value| value == "1");
-            assert!(!all, "no real systemd to test against: {why}");
+            assert!(
+                !all_tests_required(),
+                "no real systemd to test against: {why}"
+            );
             // Not eprintln: the harness would keep that from whoever runs the tests.
             let _ = writeln!(
                 std::io::stderr(),

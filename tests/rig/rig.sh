@@ -35,7 +35,7 @@ await() {
 need() {
   local c why=()
   [ "$(id -u)" = 0 ] || why+=("not root")
-  for c in debootstrap systemd-nspawn nsenter unshare flock losetup mkfs.ext4 perl zstd; do
+  for c in debootstrap systemd-nspawn nsenter unshare findmnt flock losetup mkfs.ext4 pgrep perl zstd; do
     command -v $c >/dev/null || why+=("no $c")
   done
   [ -e /dev/loop-control ] || why+=("no loop devices")
@@ -88,7 +88,11 @@ boot() {
   root
   mkdir -p "$d/disk" "$d/root"
   dead "$name" || die "$name is still running"
-  [ -f "$d/disk.img" ] || { truncate -s 2G "$d/disk.img.new"; mkfs.ext4 -qF "$d/disk.img.new"; mv "$d/disk.img.new" "$d/disk.img"; }
+  if [ ! -f "$d/disk.img" ]; then
+    truncate -s 2G "$d/disk.new"
+    mkfs.ext4 -qF "$d/disk.new"
+    mv "$d/disk.new" "$d/disk.img"
+  fi
   cgroup_dirs "$name" | xargs mkdir -p
   rm -f "$d/leader"
   unshare --mount --propagation private "$BASH" "${BASH_SOURCE[0]}" inside "$name" "$@" \
@@ -113,7 +117,8 @@ inside() {
   mkdir -p "$d"/disk/{upper,work,aspen}
   mount -t overlay overlay -o "lowerdir=$base,upperdir=$d/disk/upper,workdir=$d/disk/work" "$d/root"
   SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn -q -b -D "$d/root" -M "aspen-$name" \
-    --register=no --keep-unit --private-network --console=read-only --link-journal=no --resolv-conf=off --timezone=off \
+    --register=no --keep-unit --private-network --console=read-only \
+    --link-journal=no --resolv-conf=off --timezone=off \
     --bind="$d/disk/aspen:/var/lib/aspen" "$@"
 }
 
