@@ -4,6 +4,7 @@
 /// How a program ends.
 ///
 /// The systemd unit lists [`Usage`](Self::Usage), [`Data`](Self::Data),
+/// [`NoInput`](Self::NoInput), [`TargetExists`](Self::TargetExists),
 /// [`Permission`](Self::Permission) and [`Config`](Self::Config) in
 /// `RestartPreventExitStatus`: only a person can cure those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

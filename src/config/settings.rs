@@ -1,7 +1,7 @@
 //! The validated settings: what the rest of the program is given.
 //!
 //! A value of these types has passed the checks of each key in [`super::keys`]
-//! and those between keys in [`conflicts`]; nothing downstream looks at text again.
+//! and those between keys below; nothing downstream looks at text again.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

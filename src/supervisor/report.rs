@@ -160,13 +160,9 @@ impl Reporter {
 
     fn finished(&self, phase: Phase, work: &Work) {
         let milliseconds = u64::try_from(work.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (keys, bytes) = match phase.counts_rows() {
-            true => (Some(work.total), None),
-            false => (None, Some(work.total)),
-        };
-        let amount = match (keys, bytes) {
-            (Some(keys), _) => format!("{keys} keys"),
-            (_, bytes) => format!("{} bytes", bytes.unwrap_or(0)),
+        let (keys, bytes, amount) = match phase.counts_rows() {
+            true => (Some(work.total), None, format!("{} keys", work.total)),
+            false => (None, Some(work.done), format!("{} bytes", work.done)),
         };
         tracing::info!(
             target: "aspen::migration",
@@ -254,6 +250,7 @@ impl Observer for Reporter {
 fn log(event: &Event<'_>, reporter: &Reporter) {
     match event {
         Event::LeftoversRemoved(paths) => tracing::info!(
+            target: "aspen::migration",
             "Removed {} half-made files of an interrupted migration",
             paths.len()
         ),
@@ -267,17 +264,22 @@ fn log(event: &Event<'_>, reporter: &Reporter) {
             path.display()
         ),
         Event::BookkeepingRebuilt => tracing::warn!(
+            target: "aspen::migration",
             "{} has a damaged allocator state, which was rebuilt in memory; every row passes its checksum",
             reporter.redb.display()
         ),
         Event::HistoryFailed(error) => {
             tracing::warn!(
+                target: "aspen::migration",
                 "The history of migrations was not written: {}",
                 Chain(*error)
             );
         }
-        Event::RecordFailed(error) => tracing::warn!("{}", Chain(*error)),
+        Event::RecordFailed(error) => {
+            tracing::warn!(target: "aspen::migration", "{}", Chain(*error));
+        }
         Event::BackupsRemoved(paths) => tracing::info!(
+            target: "aspen::migration",
             MESSAGE_ID = events::BACKUPS_REMOVED,
             ASPEN_DATA_DIR = %reporter.redb.parent().map(|dir| dir.display().to_string()).unwrap_or_default(),
             ASPEN_COUNT = paths.len(),
@@ -285,15 +287,17 @@ fn log(event: &Event<'_>, reporter: &Reporter) {
             paths.len()
         ),
         Event::PruneFailed(error) => {
-            tracing::warn!("Old backups were not removed: {}", Chain(*error));
+            tracing::warn!(target: "aspen::migration", "Old backups were not removed: {}", Chain(*error));
         }
         Event::ConfigRewritten(path) => tracing::info!(
+            target: "aspen::migration",
             MESSAGE_ID = events::CONFIG_REWRITTEN,
             ASPEN_CONFIG = %path.display(),
             "{} now says storage_backend = \"sqlite\" and what was migrated",
             path.display()
         ),
         Event::ConfigFailed(error) => tracing::warn!(
+            target: "aspen::migration",
             MESSAGE_ID = events::CONFIG_NOT_REWRITTEN,
             ASPEN_CONFIG = %error.path.display(),
             "{}",
