@@ -61,7 +61,7 @@ impl Refused {
                     // Writing to a string cannot fail.
                     let _ = write!(
                         text,
-                        " To go back to the state before the migration: rm {s} {s}-wal {s}-shm; cp {} {r}.",
+                        " To go back to the state before the migration: rm -f {s} {s}-wal {s}-shm; cp {} {r}.",
                         newest.display()
                     );
                 }
@@ -74,7 +74,7 @@ impl Refused {
             }
             Refusal::RollbackUnfinished => format!(
                 "storage_backend = \"redb\", and both {r} and {s}{} are there. \
-                 To finish a rollback: rm {s} {s}-wal {s}-shm, with what was written since the migration. \
+                 To finish a rollback: rm -f {s} {s}-wal {s}-shm (with what was written since the migration). \
                  To go on with SQLite: set storage_backend = \"sqlite\"",
                 migrated_on(inventory),
             ),

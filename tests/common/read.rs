@@ -34,6 +34,7 @@ pub(crate) fn rows_sha256(rows: &Table) -> String {
 
 fn digest_of(child: Child) -> String {
     let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "sha256sum: {}", output.status);
     let text = String::from_utf8(output.stdout).unwrap();
     text.split(' ').next().unwrap().to_owned()
 }
@@ -96,9 +97,10 @@ pub(crate) fn sqlite_table(database: &Path, table: &str) -> Table {
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).unwrap() as u8;
-    let pair = |pair: &[u8]| digit(pair[0]) << 4 | digit(pair[1]);
-    text.as_bytes().chunks_exact(2).map(pair).collect()
+    let pairs = (0..text.len()).step_by(2);
+    pairs
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
 }
 
 /// Rows and metadata of a redb file of the current format. Opening it marks it in use.
