@@ -7,8 +7,9 @@
 //! - A name that others may read is only ever changed by `rename`, so it
 //!   holds either the old content or the new, complete one.
 //! - Every operation passes a *crash point*. Debug builds can be told to die
-//!   at the n-th (`ASPEN_TEST_CRASH_AT`), which is how `tests/crash_matrix.rs`
-//!   shows that a start may be killed anywhere.
+//!   at the n-th (`ASPEN_TEST_CRASH_AT`) or to be stopped there
+//!   (`ASPEN_TEST_STOP_AT`), which is how `tests/crash_matrix.rs` and
+//!   `tests/interruptions.rs` show that a start may be killed anywhere.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -69,20 +70,33 @@ fn context<T>(result: io::Result<T>, operation: &'static str, path: &Path) -> Re
     })
 }
 
-/// Dies here when a test asked for it; compiled into debug builds only.
+/// Dies here when a test asked for it, or has the process be told to stop;
+/// compiled into debug builds only.
 #[cfg(debug_assertions)]
 fn crash_point(operation: &str, path: &Path) {
+    use nix::sys::signal::{Signal, kill};
     use std::sync::atomic::{AtomicU64, Ordering};
+    /// Long enough for a signal to be noticed, so that a test sees what it changes.
+    const NOTICED: std::time::Duration = std::time::Duration::from_millis(50);
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let n = PASSED.fetch_add(1, Ordering::SeqCst) + 1;
     if let Some(trace) = std::env::var_os("ASPEN_TEST_CRASH_TRACE")
         && let Ok(mut file) = OpenOptions::new().append(true).create(true).open(trace)
     {
-        let _ = writeln!(file, "{n} {operation} {}", path.display());
+        // In one piece: several threads pass here.
+        let line = format!("{n} {operation} {}\n", path.display());
+        let _ = file.write_all(line.as_bytes());
     }
-    let chosen = std::env::var("ASPEN_TEST_CRASH_AT").ok();
-    if chosen.and_then(|at| at.parse::<u64>().ok()) == Some(n) {
-        let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::SIGKILL);
+    let is_chosen = |variable| {
+        let chosen = std::env::var(variable).ok();
+        chosen.and_then(|at| at.parse::<u64>().ok()) == Some(n)
+    };
+    if is_chosen("ASPEN_TEST_CRASH_AT") {
+        let _ = kill(nix::unistd::getpid(), Signal::SIGKILL);
+    }
+    if is_chosen("ASPEN_TEST_STOP_AT") {
+        let _ = kill(nix::unistd::getpid(), Signal::SIGTERM);
+        std::thread::sleep(NOTICED);
     }
 }
 

@@ -204,10 +204,14 @@ pub(crate) fn find(
         };
         if identity.fingerprint == wanted.fingerprint {
             let same = same_bytes(file, &candidate, control, stopped);
-            if same.map_err(|error| BackupError::Read {
-                path: path.clone(),
-                source: error,
-            })? {
+            let same = same.map_err(|error| match stopped() {
+                true => BackupError::Stopped,
+                false => BackupError::Read {
+                    path: path.clone(),
+                    source: error,
+                },
+            })?;
+            if same {
                 // A copy by hand may still be in memory only.
                 durable::fsync(&candidate, &path)?;
                 return Ok(Some(Backup { path, new: false }));
@@ -250,29 +254,30 @@ fn same_bytes(
     Ok(true)
 }
 
-/// Takes the source out of the way after the copy is published. With a durable
-/// `backup` it is unlinked; without, it becomes the backup itself.
+/// The name under which `source` itself is to live on: the one that is on
+/// record, where an earlier start died before it gave it, else a free one.
+pub(super) fn name_for(source: &Path, recorded: Option<&Path>, at: OffsetDateTime) -> PathBuf {
+    let recorded = recorded.filter(|path| {
+        stamp_of(source, path).is_some()
+            && path.parent() == source.parent()
+            && path.symlink_metadata().is_err()
+    });
+    recorded.map_or_else(|| free_name(source, at), Path::to_owned)
+}
+
+/// Takes the source out of the way after the copy is published. It `becomes`
+/// the backup, or is unlinked where a durable one exists.
 ///
 /// # Errors
 /// When the rename or the removal fails; the source is then still there.
-pub fn retire(
-    source: &Path,
-    backup: Option<&Backup>,
-    at: OffsetDateTime,
-) -> Result<Backup, BackupError> {
-    let backup = match backup {
-        Some(backup) => {
-            durable::remove(source)?;
-            backup.clone()
-        }
+pub fn retire(source: &Path, becomes: Option<&Path>) -> Result<(), BackupError> {
+    match becomes {
+        Some(path) => durable::rename_new(source, path)?,
         None => {
-            let path = free_name(source, at);
-            durable::rename_new(source, &path)?;
-            Backup { path, new: true }
+            durable::remove(source)?;
         }
-    };
-    durable::fsync_parent(source)?;
-    Ok(backup)
+    }
+    Ok(durable::fsync_parent(source)?)
 }
 
 /// Removes all but the `keep` newest backups of `source`, and none that is

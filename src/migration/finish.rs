@@ -13,22 +13,43 @@ use super::record::{self, Record};
 use super::source::identify;
 use crate::config::rewrite::{Migrated, Outcome, record_migration};
 use crate::config::settings::Backend;
+use crate::durable;
 use crate::format::sqlite::{self, Access};
 use crate::layout::DataDir;
 
 use super::Options;
 
-/// Retires a source whose copy an earlier run, or `aspen-migrate`, published.
+/// Retires a source whose copy an earlier run, or `aspen-migrate`, published,
+/// and answers the record with the backup in it.
+///
+/// The backup is recorded before the source goes: afterwards nothing tells an
+/// identical copy from one that is damaged in the middle.
 ///
 /// # Errors
-/// When another process holds the source or it cannot be moved.
-pub(super) fn retire_source(redb: &Path, control: &Control<'_>) -> Result<(), MigrationError> {
-    let (file, _) = identify(redb)?;
-    super::source::hold(redb, &file)?;
-    let backup = backup::find(redb, &file, control, &|| control.stopped())?;
-    let backup = backup::retire(redb, backup.as_ref(), OffsetDateTime::now_utc())?;
-    control.observer.event(&Event::BackedUp(&backup.path));
-    Ok(())
+/// When another process holds the source, it cannot be moved, or `control`
+/// says to stop.
+pub(super) fn retire_source(
+    dir: &DataDir,
+    mut record: Record,
+    control: &Control<'_>,
+) -> Result<Record, MigrationError> {
+    let redb = dir.redb();
+    let (file, _) = identify(&redb)?;
+    super::source::hold(&redb, &file)?;
+    // Whoever renamed the copy may have died before that was durable.
+    durable::fsync_parent(&redb)?;
+    let found = backup::find(&redb, &file, control, &|| control.stopped())?;
+    let path = match &found {
+        Some(backup) => backup.path.clone(),
+        None => backup::name_for(&redb, record.backup.as_deref(), OffsetDateTime::now_utc()),
+    };
+    if record.backup.as_ref() != Some(&path) {
+        record.backup = Some(path.clone());
+        update(&dir.sqlite(), &record, control);
+    }
+    backup::retire(&redb, found.is_none().then_some(path.as_path()))?;
+    control.observer.event(&Event::BackedUp(&path));
+    Ok(record)
 }
 
 /// Completes the record, the history, the retention and the configuration.
@@ -63,31 +84,33 @@ pub(super) fn finish(
     record
 }
 
-/// `aspen-migrate` makes no backup: the record learns of it when the node has
-/// retired the source.
+/// A record that could not be completed when the source was retired, on a full
+/// disk perhaps, is completed as soon as it can be.
 fn with_backup(
     dir: &DataDir,
     database: &Path,
     mut record: Record,
     control: &Control<'_>,
 ) -> Record {
-    if record.backup.is_some() {
-        return record;
+    if record.backup.is_none()
+        && let Some(path) = backup_of(&dir.redb(), &record)
+    {
+        record.backup = Some(path);
+        update(database, &record, control);
     }
-    let Some(path) = backup_of(&dir.redb(), &record) else {
-        return record;
-    };
-    record.backup = Some(path);
+    record
+}
+
+fn update(database: &Path, record: &Record, control: &Control<'_>) {
     let updated = sqlite::open(database, Access::Write)
         .map_err(MigrationError::from)
         .and_then(|connection| {
-            record::update(&connection, &record)
+            record::update(&connection, record)
                 .map_err(|source| MigrationError::record(database, source))
         });
     if let Err(error) = updated {
         control.observer.event(&Event::RecordFailed(&error));
     }
-    record
 }
 
 fn backup_of(redb: &Path, record: &Record) -> Option<PathBuf> {

@@ -171,8 +171,8 @@ pub fn prepare(
         Decision::OpenSqlite => sqlite_with(earlier, false),
         Decision::Migrate => sqlite_with(Some(migrate(&redb, &sqlite, options, control)?), true),
         Decision::FinishRetiring => {
-            finish::retire_source(&redb, control)?;
-            sqlite_with(earlier, false)
+            let record = earlier.map(|record| finish::retire_source(dir, record, control));
+            sqlite_with(record.transpose()?, false)
         }
     };
     if let (Storage::Sqlite(path), Some(record)) = (&prepared.storage, prepared.record.take()) {
@@ -199,7 +199,10 @@ fn migrate(
     };
     let converted = convert(&request, control)?;
     let (source, record, backup) = converted.publish(sqlite, false, control)?;
-    backup::retire(redb, backup.as_ref(), begun.at())?;
+    let becomes = backup
+        .is_none()
+        .then(|| backup::name_for(redb, None, begun.at()));
+    backup::retire(redb, becomes.as_deref())?;
     drop(source);
     Ok(record)
 }

@@ -3,7 +3,10 @@
 #![allow(dead_code)] // each file in tests/ is a program of its own and uses its part
 
 pub(crate) mod fixture;
+pub(crate) mod node;
+pub(crate) mod outcome;
 pub(crate) mod read;
+pub(crate) mod scenario;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
