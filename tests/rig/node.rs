@@ -2,8 +2,8 @@
 //! legacy node, and what tests ask of it.
 
 use super::Machine;
+use std::io::Read as _;
 use std::ops::Deref;
-use std::process::Command;
 
 const CONFIG: &str = r#"# Kept by hand.
 [cluster]
@@ -57,11 +57,13 @@ impl Node {
             include_str!("../../systemd/aspen.catalog"),
         );
         machine.write("/etc/aspen/config.toml", CONFIG);
-        let tar = Command::new("zstd")
-            .args(["-dcq", LEGACY])
-            .output()
+        let archive = std::fs::File::open(LEGACY).unwrap();
+        let mut tar = Vec::new();
+        ruzstd::decoding::StreamingDecoder::new(archive)
+            .unwrap()
+            .read_to_end(&mut tar)
             .unwrap();
-        machine.write("/tmp/legacy.tar", tar.stdout);
+        machine.write("/tmp/legacy.tar", tar);
         machine.ok(
             "useradd --system --home-dir /var/lib/aspen --shell /usr/sbin/nologin aspen
              chown -R aspen:aspen /etc/aspen; chmod 640 /etc/aspen/config.toml
