@@ -12,7 +12,6 @@
 //! Safe to fail at any point: until [`Converted::publish`] renames, every file
 //! of this run is temporary or a redundant backup, and is removed on the way out.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -25,13 +24,13 @@ use super::progress::{Control, Event, Phase};
 use super::record::{self, Begun, Copy, Record, Seconds, Verified};
 use super::source::{Metadata, Source, SourceError};
 use super::target::{self, TargetError, sqlite::Expected};
+use super::temporary::Temporary;
 use super::watch;
 use crate::config::settings::BackupKind;
 use crate::durable;
 use crate::format::Kind;
 use crate::format::digest::Digest;
 use crate::format::sqlite::{self, Access, MAX_ROW_BYTES};
-use crate::layout;
 
 /// What to copy where.
 #[derive(Clone, Copy)]
@@ -75,12 +74,7 @@ impl Converted {
         if control.stopped() {
             return Err(MigrationError::Stopped);
         }
-        if replace {
-            durable::rename_over(&self.temporary.path, target)?;
-        } else {
-            durable::rename_new(&self.temporary.path, target)?;
-        }
-        self.temporary.published = true;
+        self.temporary.publish(target, replace)?;
         if let Err(error) = durable::fsync_parent(target) {
             if replace {
                 // The source may be gone with its name; the backup must stay.
@@ -94,59 +88,6 @@ impl Converted {
         let backup = self.backup.take().map(NewBackup::keep);
         control.observer.event(&Event::Published(target));
         Ok((self.source, self.record, backup))
-    }
-}
-
-/// A temporary file, removed with its companions unless published.
-struct Temporary {
-    path: PathBuf,
-    /// Held open so that another tool finds the file locked rather than left over.
-    file: File,
-    published: bool,
-}
-
-impl Temporary {
-    fn create(target: &Path, source: &File) -> Result<Self, MigrationError> {
-        let path = layout::temporary(target);
-        if let Ok(existing) = File::open(&path)
-            && fs2::FileExt::try_lock_exclusive(&existing).is_err()
-        {
-            return Err(MigrationError::Source(SourceError::InUse(path)));
-        }
-        remove_with_companions(&path)?;
-        let file = durable::create_new(&path)?;
-        give_to_owner_of(source, &file);
-        Ok(Self {
-            path,
-            file,
-            published: false,
-        })
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.published {
-            // A leftover that cannot be removed now is removed by the next run.
-            let _ = remove_with_companions(&self.path);
-        }
-    }
-}
-
-fn remove_with_companions(path: &Path) -> Result<(), durable::DurableError> {
-    durable::remove(path)?;
-    for companion in layout::sqlite_companions(path) {
-        durable::remove(&companion)?;
-    }
-    Ok(())
-}
-
-/// Root converts a node's data: the copy must belong to the node's user. For
-/// others the call fails, and the files are theirs anyway.
-fn give_to_owner_of(source: &File, made: &File) {
-    use std::os::unix::fs::MetadataExt as _;
-    if let Ok(about) = source.metadata() {
-        let _ = std::os::unix::fs::fchown(made, Some(about.uid()), Some(about.gid()));
     }
 }
 
@@ -253,9 +194,9 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
             seconds,
         });
         if request.target_kind == Kind::Sqlite {
-            store_record(&temporary.path, &record)?;
+            store_record(temporary.path(), &record)?;
         }
-        durable::fsync(&temporary.file, &temporary.path)?;
+        durable::fsync(temporary.file(), temporary.path())?;
         let backup = backup.0.is_some().then_some(backup);
         Ok((record, backup, temporary))
     })
@@ -328,11 +269,15 @@ fn copy_and_verify(
     let metadata = source.metadata()?;
     observer.event(&Event::Metadata(&metadata));
     observer.event(&Event::Creating);
-    let temporary = Temporary::create(request.target, source.file())?;
+    let temporary = Temporary::create(request.target)?;
+    temporary.give_to_owner_of(source.file());
+    if request.target_kind == Kind::Sqlite {
+        temporary.lock()?;
+    }
     observer.event(&Event::Copying);
     observer.work(Phase::Copy, 0, rows);
     let copying = Instant::now();
-    let path = temporary.path.as_path();
+    let path = temporary.path();
     let ((), read) = copy::stream(source, rows, control, |feed| match request.target_kind {
         Kind::Sqlite => target::sqlite::build(path, feed, &metadata, &control.stop),
         _ => target::redb::build(path, feed, &metadata, &control.stop),
@@ -345,7 +290,7 @@ fn copy_and_verify(
         .into());
     }
     // Most of it is on its way already; the rest goes while the copy is verified.
-    durable::start_writeback(&temporary.file, 0, 0);
+    durable::start_writeback(temporary.file(), 0, 0);
     seconds.copy = copying.elapsed().as_secs_f64();
     observer.event(&Event::Finished(Phase::Copy));
     observer.event(&Event::Copied(read.digest));

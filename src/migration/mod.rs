@@ -38,6 +38,7 @@ pub mod target;
 
 mod error;
 mod finish;
+mod temporary;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -47,13 +48,16 @@ use self::plan::{Decision, decide};
 use self::progress::{Control, Event};
 use self::record::{Begun, Record, Verified};
 use self::refusal::Refused;
+use self::temporary::Temporary;
 use crate::config::settings::{Backend, BackupKind, Verify};
 use crate::durable;
 use crate::format::Kind;
-use crate::layout;
 use crate::lock::LockedDir;
 
 pub use self::error::MigrationError;
+
+/// Bytes that an empty state machine takes at most: redb makes 1.6 MB of it.
+const EMPTY_BYTES: u64 = 4 << 20;
 
 /// What a start wants.
 #[derive(Clone, Debug)]
@@ -232,29 +236,45 @@ fn verified(verify: Verify) -> Verified {
 
 /// Makes an empty state machine.
 fn fresh(path: &Path, kind: Kind) -> Result<(), MigrationError> {
-    let temporary = layout::temporary(path);
-    let file = durable::create_new(&temporary)?;
-    match kind {
-        Kind::Sqlite => target::sqlite::create_empty(&temporary)?,
-        _ => target::redb::create_empty(&temporary)?,
-    }
-    durable::fsync(&file, &temporary)?;
-    durable::rename_new(&temporary, path)?;
-    durable::fsync_parent(path)?;
-    Ok(())
+    make(path, false, EMPTY_BYTES, |temporary| {
+        match kind {
+            Kind::Sqlite => target::sqlite::create_empty(temporary.path())?,
+            _ => target::redb::create_empty(temporary.path())?,
+        }
+        Ok(())
+    })
 }
 
 /// Gives a file that shares its blocks with a backup blocks of its own.
 fn unlink(path: &Path, control: &Control<'_>) -> Result<(), MigrationError> {
-    let temporary = layout::temporary(path);
-    let (file, _) = source::identify(path)?;
-    let copy = durable::create_new(&temporary)?;
-    durable::copy(&file, &copy, &temporary, &mut |_| match control.stopped() {
-        true => Err(std::io::ErrorKind::Interrupted.into()),
-        false => Ok(()),
-    })?;
-    durable::fsync(&copy, &temporary)?;
-    durable::rename_over(&temporary, path)?;
-    durable::fsync_parent(path)?;
-    Ok(())
+    let (file, identity) = source::identify(path)?;
+    make(path, true, identity.length, |temporary| {
+        temporary.give_to_owner_of(&file);
+        let (to, name) = (temporary.file(), temporary.path());
+        let copied = durable::copy(&file, to, name, &mut |_| match control.stopped() {
+            true => Err(std::io::ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        });
+        match copied {
+            Err(_) if control.stopped() => Err(MigrationError::Stopped),
+            copied => Ok(copied.map(|_| ())?),
+        }
+    })
+}
+
+/// Has `fill` make a file of `bytes` at most, and gives it the name `path`.
+fn make(
+    path: &Path,
+    replace: bool,
+    bytes: u64,
+    fill: impl FnOnce(&Temporary) -> Result<(), MigrationError>,
+) -> Result<(), MigrationError> {
+    let made = (|| {
+        let mut temporary = Temporary::create(path)?;
+        fill(&temporary)?;
+        durable::fsync(temporary.file(), temporary.path())?;
+        temporary.publish(path, replace)?;
+        Ok(durable::fsync_parent(path)?)
+    })();
+    made.map_err(|error: MigrationError| error.seen_from(path, bytes))
 }
