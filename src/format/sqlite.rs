@@ -11,6 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::AccessFlags;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::exit::Exit;
@@ -116,13 +117,14 @@ pub fn open(path: &Path, access: Access) -> Result<Connection, OpenError> {
     };
     // SQLite says only "unable to open"; the operating system says why. And SQLite
     // takes an empty file for an empty database, which here would be lost data.
-    let length = std::fs::OpenOptions::new()
-        .read(true)
-        .write(access == Access::Write)
-        .open(path)
-        .and_then(|file| file.metadata())
-        .map_err(file)?
-        .len();
+    // Asked by name: opening and closing the file here would drop every lock that
+    // this process's connections hold on it (<https://sqlite.org/howtocorrupt.html>).
+    let wanted = match access {
+        Access::Write => AccessFlags::R_OK | AccessFlags::W_OK,
+        Access::Read => AccessFlags::R_OK,
+    };
+    let length = path.metadata().map_err(file)?.len();
+    nix::unistd::access(path, wanted).map_err(|errno| file(errno.into()))?;
     if length == 0 {
         return Err(file(std::io::Error::other("the file is empty")));
     }

@@ -148,7 +148,6 @@ pub fn make(
     match done {
         Ok(backup) => {
             control.observer.event(&Event::Finished(Phase::Backup));
-            control.observer.event(&Event::BackedUp(&backup.path));
             Ok(backup)
         }
         Err(_) if stopped() => Err(BackupError::Stopped),

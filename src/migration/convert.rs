@@ -86,6 +86,9 @@ impl Converted {
             return Err(error.into());
         }
         let backup = self.backup.take().map(NewBackup::keep);
+        if let Some(backup) = &backup {
+            control.observer.event(&Event::BackedUp(&backup.path));
+        }
         control.observer.event(&Event::Published(target));
         Ok((self.source, self.record, backup))
     }

@@ -139,7 +139,7 @@ pub fn check(source: &Source, wanted: Wanted<'_>) -> Result<(Room, Vec<Problem>)
         problems.push(Problem::NotWritable(dir.to_owned()));
     }
     let beside = durable::parent(source.path());
-    if wanted.backup.is_some() && !durable::same_file_system(source.path(), dir)? {
+    if wanted.backup.is_some() && !durable::same_file_system(beside, dir)? {
         problems.push(Problem::OtherFileSystem(beside.to_owned()));
     }
     if let Some(path) = in_the_way(wanted.target).filter(|_| wanted.kind == Kind::Sqlite) {

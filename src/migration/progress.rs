@@ -80,7 +80,7 @@ pub enum Event<'a> {
     DigestVerified(Digest),
     /// All that was to be verified agrees.
     Verified,
-    /// The backup is durable under its name.
+    /// The backup is there to stay.
     BackedUp(&'a Path),
     /// The target is durable under its name: the commit point.
     Published(&'a Path),

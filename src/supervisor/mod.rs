@@ -19,6 +19,7 @@ mod error;
 mod report;
 mod signals;
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -58,7 +59,8 @@ pub fn run(arguments: &Arguments) -> Exit {
         Err(error) => return failed_early(&error, error.exit(), &notify),
     };
     if arguments.check_config {
-        print!("{}", loaded.report());
+        // A reader that has gone is no error.
+        let _ = std::io::stdout().write_all(loaded.report().as_bytes());
         return Exit::Ok;
     }
     let log = &loaded.settings.log;
@@ -71,13 +73,18 @@ pub fn run(arguments: &Arguments) -> Exit {
         Ok(handle) => handle,
         Err(error) => return failed_early(&error, error.exit(), &notify),
     };
-    match Node::new(arguments, loaded, handle, notify.clone()).run() {
+    let dir = DataDir::new(loaded.settings.node.data_dir.clone());
+    let mut node = Node::new(arguments, loaded, handle, notify.clone());
+    match node.run(&dir) {
         Ok(()) => Exit::Ok,
         Err(error) => {
             let (exit, message_id) = (error.exit(), error.message_id());
             tracing::error!(
                 MESSAGE_ID = message_id,
                 ASPEN_EXIT = exit.code(),
+                ASPEN_DATA_DIR = %dir.path().display(),
+                ASPEN_SOURCE = %dir.redb().display(),
+                ASPEN_PHASE = node.failed_in,
                 "{}",
                 Chain(&error)
             );
@@ -89,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Exit {
 
 /// There is no log yet: standard error has to do.
 fn failed_early(error: &(dyn std::error::Error + 'static), exit: Exit, notify: &Notify) -> Exit {
-    eprintln!("aspen-node: {}", Chain(error));
+    telemetry::say_failed("aspen-node", error);
     notify.failed(&format!("Failed: {}", Chain(error)));
     exit
 }
@@ -102,6 +109,8 @@ struct Node<'a> {
     shared: Shared,
     stop: Arc<AtomicBool>,
     began: Instant,
+    /// The phase in which a migration failed.
+    failed_in: Option<&'static str>,
 }
 
 impl<'a> Node<'a> {
@@ -119,6 +128,7 @@ impl<'a> Node<'a> {
             shared: Shared::default(),
             stop: Arc::default(),
             began: Instant::now(),
+            failed_in: None,
         }
     }
 
@@ -126,13 +136,12 @@ impl<'a> Node<'a> {
         &self.loaded.settings
     }
 
-    fn run(mut self) -> Result<(), NodeError> {
+    fn run(&mut self, dir: &DataDir) -> Result<(), NodeError> {
         self.announce();
         self.notify.status("Starting");
         let signals = Signals::listen().map_err(system("listen for signals"))?;
-        let dir = DataDir::new(self.settings().node.data_dir.clone());
         durable::create_dir(dir.path())?;
-        let locked = LockedDir::take(dir, "aspen-node")?;
+        let locked = LockedDir::take(dir.clone(), "aspen-node")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_io()
             .enable_time()
@@ -298,7 +307,10 @@ impl<'a> Node<'a> {
                     reporter.interrupted();
                     Ok(None)
                 }
-                error => Err(error.into()),
+                error => {
+                    self.failed_in = Some(reporter.phase());
+                    Err(error.into())
+                }
             },
             |prepared| {
                 reporter.completed(&prepared);

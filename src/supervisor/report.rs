@@ -71,11 +71,24 @@ impl Reporter {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// The phase that a migration is in: the earliest that is not finished.
+    pub(super) fn phase(&self) -> &'static str {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let unfinished = state.work.iter().find(|(_, work)| !work.finished);
+        match unfinished {
+            Some((phase, _)) => phase.name(),
+            None if state.work.is_empty() => "inspect",
+            None => "publish",
+        }
+    }
+
     /// The migration was told to stop.
     pub(super) fn interrupted(&self) {
         tracing::info!(
+            target: "aspen::migration",
             MESSAGE_ID = events::MIGRATION_INTERRUPTED,
             ASPEN_SOURCE = %self.redb.display(),
+            ASPEN_PHASE = self.phase(),
             "The migration of {} was stopped; the data is as it was, and the next start begins again",
             self.redb.display()
         );

@@ -14,6 +14,15 @@ pub(super) fn is_stderr() -> bool {
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| names(&stream, stderr.st_dev, stderr.st_ino))
 }
 
+/// Says on standard error that the process fails before it has a log. In the
+/// journal each line carries its priority, as `sd-daemon(3)` has it.
+pub fn say_failed(program: &str, error: &(dyn std::error::Error + 'static)) {
+    let priority = if is_stderr() { "<3>" } else { "" };
+    for line in format!("{program}: {}", super::Chain(error)).lines() {
+        eprintln!("{priority}{line}");
+    }
+}
+
 /// Whether `stream`, `DEVICE:INODE` in decimal, names this file.
 fn names(stream: &str, device: u64, inode: u64) -> bool {
     stream

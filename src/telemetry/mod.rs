@@ -13,6 +13,8 @@ mod file;
 mod journal;
 mod text;
 
+pub use journal::say_failed;
+
 use crate::config::filter::{self, FilterError};
 use crate::config::settings::LogFormat;
 use crate::exit::Exit;
