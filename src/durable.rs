@@ -11,6 +11,8 @@
 //!   (`ASPEN_TEST_STOP_AT`), which is how `tests/crash_matrix.rs` and
 //!   `tests/interruptions.rs` show that a start may be killed anywhere.
 
+mod direct;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags};
 
+use self::direct::Direct;
 use crate::exit::Exit;
 
 /// Mode of the files that Aspen makes: the node's own user's alone.
@@ -310,6 +313,8 @@ fn copy_data(
     length: u64,
     on_progress: &mut dyn FnMut(u64) -> io::Result<()>,
 ) -> io::Result<()> {
+    let chunk = usize::try_from(COPY_CHUNK).map_err(io::Error::other)?;
+    let mut direct = Direct::begin(to, chunk);
     let mut at = 0;
     while at < length {
         let (start, end) = next_data(from, at, length)?;
@@ -318,8 +323,15 @@ fn copy_data(
         while at < end {
             crash_point("copy a chunk", path);
             let wanted = (end - at).min(COPY_CHUNK);
-            copy_range(from, to, at, wanted)?;
-            start_writeback(to, at, wanted);
+            let copied = match &mut direct {
+                Some(direct) => direct.copy(from, at, wanted)?,
+                None => false,
+            };
+            if !copied {
+                direct = None;
+                copy_range(from, to, at, wanted)?;
+                start_writeback(to, at, wanted);
+            }
             on_progress(wanted)?;
             at += wanted;
         }
