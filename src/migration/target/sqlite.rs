@@ -26,9 +26,12 @@ use crate::migration::copy::Feed;
 use crate::migration::progress::{Control, Event, Phase};
 use crate::migration::source::Metadata;
 
-/// Page cache while the copy is made: holds the inner pages and what the
-/// kernel has not been asked to write yet.
-const BUILD_CACHE_KIB: i64 = 32 * 1024;
+/// Page cache while the copy is made. Rows arrive in key order, so that only
+/// the last path of each tree is needed again; what is larger than the
+/// processor's own cache makes writing slower.
+const BUILD_CACHE_KIB: i64 = 2 * 1024;
+/// Page cache of each pass that reads the copy back, from end to end and once.
+const VERIFY_CACHE_KIB: i64 = 512;
 /// SQLite instructions between two looks at the stop flag: about a millisecond.
 const INSTRUCTIONS_PER_LOOK: c_int = 100_000;
 /// Rows between two progress reports of the verification.
@@ -366,6 +369,20 @@ fn close(connection: Connection, path: &Path) -> Result<(), TargetError> {
         })
 }
 
+/// A connection of the node's kind that reads the copy once, until told to stop.
+fn open_to_verify(path: &Path, control: &Control<'_>) -> Result<Connection, TargetError> {
+    let mut connection = sqlite::open(path, Access::Read)?;
+    connection
+        .pragma_update(None, "cache_size", -VERIFY_CACHE_KIB)
+        .and_then(|()| stop_when_told(&mut connection, &control.stop))
+        .map_err(|source| TargetError::Sqlite {
+            operation: "prepare to check",
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(connection)
+}
+
 fn quick_check(path: &Path, control: &Control<'_>) -> Result<(), TargetError> {
     let failed = |source| match control.stopped() {
         true => TargetError::Stopped,
@@ -375,8 +392,7 @@ fn quick_check(path: &Path, control: &Control<'_>) -> Result<(), TargetError> {
             source,
         },
     };
-    let mut connection = sqlite::open(path, Access::Read)?;
-    stop_when_told(&mut connection, &control.stop).map_err(failed)?;
+    let connection = open_to_verify(path, control)?;
     let verdict = connection
         .query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
         .map_err(failed)?;
@@ -413,8 +429,7 @@ fn walk(
             source,
         },
     };
-    let mut connection = sqlite::open(path, Access::Read)?;
-    stop_when_told(&mut connection, &control.stop).map_err(failed)?;
+    let connection = open_to_verify(path, control)?;
     let mut select = connection.prepare(select).map_err(failed)?;
     let mut rows = select.query([]).map_err(failed)?;
     let (mut digester, mut batch) = (Digester::default(), Batch::default());
