@@ -8,12 +8,13 @@
 //!    only code that changes files, and what is inside them.
 //! 2. [`config`]: fragments from command line, environment and file become
 //!    validated settings; rewriting the file afterwards.
-//! 3. [`lock`]: the data-directory lock.
-//! 4. [`migration`]: from whatever is on disk to storage that may be opened.
-//! 5. [`storage`]: the state machines, opened only with what migration returns.
-//! 6. [`http`]: the API.
-//! 7. [`notify`], [`telemetry`]: what systemd and the journal are told.
-//! 8. [`supervisor`]: start order, signals, stop order.
+//! 3. [`telemetry`], [`notify`]: what the journal and systemd are told.
+//! 4. [`lock`]: the data-directory lock.
+//! 5. [`migration`]: from whatever is on disk to storage that may be opened.
+//! 6. [`offline`]: the same by hand, for `aspen-migrate`.
+//! 7. [`storage`]: the state machines, opened only with what migration returns.
+//! 8. [`http`]: the API.
+//! 9. [`supervisor`]: start order, signals, stop order.
 //!
 //! The two programs in `src/bin/` parse, call one function here, and exit.
 
