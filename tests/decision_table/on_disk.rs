@@ -8,7 +8,7 @@ use std::process::Command;
 use aspen::config::settings::{Backend, BackupKind, Verify};
 use aspen::exit::Exit;
 use aspen::layout::DataDir;
-use aspen::lock::LockedDir;
+use aspen::lock::{LockError, LockedDir};
 use aspen::migration::progress::{Control, Event, Observer, Phase};
 use aspen::migration::{MigrationError, Options, Prepared, Storage, prepare};
 
@@ -33,7 +33,7 @@ fn start(dir: &Path, backend: Backend) -> Result<Prepared, MigrationError> {
         config_file: None,
         program: "aspen-node 0.1.0".to_owned(),
     };
-    let locked = LockedDir::take(DataDir::new(dir), "a test").unwrap();
+    let locked = locked(dir);
     let control = Control {
         observer: &Silent,
         stop: Default::default(),
@@ -41,9 +41,21 @@ fn start(dir: &Path, backend: Backend) -> Result<Prepared, MigrationError> {
     prepare(&locked, &options, &control)
 }
 
+/// Takes the lock. A test beside this one that starts a program has, between
+/// fork and exec, a copy of every descriptor, and so for a moment the lock too.
+fn locked(dir: &Path) -> LockedDir {
+    loop {
+        match LockedDir::take(DataDir::new(dir), "a test") {
+            Ok(locked) => return locked,
+            Err(LockError::Held { .. }) => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 fn refusal(dir: &Path, backend: Backend, exit: Exit) -> String {
     // The lock file stays, whatever is decided.
-    drop(LockedDir::take(DataDir::new(dir), "a test").unwrap());
+    drop(locked(dir));
     let before = contents(dir);
     let error = start(dir, backend).unwrap_err();
     assert_eq!(error.exit(), exit, "{error}");
@@ -441,7 +453,7 @@ fn missing_is_not_corrupt() {
             for backend in [Backend::Sqlite, Backend::Redb] {
                 let dir = scratch();
                 std::fs::write(dir.join(name), content).unwrap();
-                drop(LockedDir::take(DataDir::new(&*dir), "a test").unwrap());
+                drop(locked(&dir));
                 let before = contents(&dir);
                 let error = start(&dir, backend).unwrap_err();
                 assert!(error.to_string().contains(name), "{error}");

@@ -160,10 +160,12 @@ fn as_another_user(work: &Path, source: &Path, target: &Path) -> Command {
     if !nix::unistd::geteuid().is_root() {
         return tool(work, source, target);
     }
-    // The tests' own directory may be closed to others.
+    // The tests' own directory may be closed to others. Copied by a program: a file
+    // that this process had open to write could not be run while another test forks.
     let copy = work.join("aspen-migrate");
     if !copy.exists() {
-        std::fs::copy(MIGRATE, &copy).unwrap();
+        let copied = Command::new("cp").arg(MIGRATE).arg(&copy).status();
+        assert!(copied.unwrap().success());
     }
     let mut command = Command::new(copy);
     command.current_dir(work).arg("--source").arg(source);
