@@ -96,11 +96,16 @@ pub(crate) fn sqlite_table(database: &Path, table: &str) -> Table {
     table
 }
 
+/// Upper-case digits only; tens of megabytes, so without a call for each byte.
 fn unhex(text: &str) -> Vec<u8> {
-    let pairs = (0..text.len()).step_by(2);
-    pairs
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
+    let mut bytes = Vec::with_capacity(text.len() / 2);
+    for pair in text.as_bytes().chunks_exact(2) {
+        // '0' is 0x30, 'A' is 0x41.
+        let high = (pair[0] & 15) + 9 * (pair[0] >> 6);
+        let low = (pair[1] & 15) + 9 * (pair[1] >> 6);
+        bytes.push(high << 4 | low);
+    }
+    bytes
 }
 
 /// Rows and metadata of a redb file of the current format. Opening it marks it in use.
