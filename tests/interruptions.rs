@@ -15,16 +15,8 @@ use std::time::{Duration, Instant};
 
 use common::fixture::{self, Fixture, scratch};
 use common::scenario::{Copy, Scenario};
-use common::{MIGRATE, contents, convert, each, listing, read};
+use common::{MIGRATE, convert, each, listing, read};
 use nix::sys::signal::Signal;
-
-/// What is in the directories of the data and of the configuration.
-fn everything(copy: &Copy<'_>) -> [std::collections::BTreeMap<String, String>; 2] {
-    let mut data = contents(&copy.data());
-    // The lock file may come; it never goes.
-    data.remove("aspen.lock");
-    [data, contents(&copy.root.join("etc"))]
-}
 
 /// Stops a start before each of its durable operations.
 fn stops(scenario: &Scenario) {
@@ -36,10 +28,10 @@ fn stops(scenario: &Scenario) {
         |n| format!("stopped at {n}"),
         |n| {
             let copy = scenario.copy();
-            let found = everything(&copy);
+            let found = copy.everything();
             let launch = copy.launch().env("ASPEN_TEST_STOP_AT", n.to_string());
             launch.start().end().with(0);
-            if everything(&copy) == found {
+            if copy.everything() == found {
                 as_found.fetch_add(1, Ordering::Relaxed);
             } else {
                 assert_eq!(copy.outcome(), expected, "stopped at {n}, and half done");
@@ -80,7 +72,7 @@ fn parting_a_file_from_its_backup_can_be_stopped() {
 fn a_stop_while_rows_are_copied_is_clean_and_quick() {
     let scenario = Scenario::new("legacy", "plain", "sqlite");
     let copy = scenario.copy();
-    let found = everything(&copy);
+    let found = copy.everything();
     // The copy alone takes 12 s: it ends because it is told to.
     let mut node = copy
         .launch()
@@ -88,7 +80,7 @@ fn a_stop_while_rows_are_copied_is_clean_and_quick() {
         .start();
     assert!(node.says(": copy"));
     let ended = node.stop().with(0);
-    assert_eq!(everything(&copy), found);
+    assert_eq!(copy.everything(), found);
     assert!(
         ended
             .said

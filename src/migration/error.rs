@@ -168,17 +168,18 @@ impl MigrationError {
             next = Some(error);
         }
         while let Some(error) = next {
-            let full = error.downcast_ref::<std::io::Error>().is_some_and(|error| {
-                matches!(
-                    error.kind(),
-                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-                )
-            }) || error
-                .downcast_ref::<rusqlite::Error>()
-                .and_then(rusqlite::Error::sqlite_error_code)
-                .is_some_and(|code| code == rusqlite::ErrorCode::DiskFull)
-                || matches!(error.downcast_ref::<redb::Error>(), Some(redb::Error::Io(error))
-                    if error.kind() == std::io::ErrorKind::StorageFull);
+            // redb's errors are boxed and don't name the cause as their source.
+            let redb = error.downcast_ref::<Box<redb::Error>>().map(|e| &**e);
+            let io = match redb.or_else(|| error.downcast_ref()) {
+                Some(redb::Error::Io(error)) => Some(error),
+                _ => error.downcast_ref::<std::io::Error>(),
+            };
+            let sqlite = error.downcast_ref::<rusqlite::Error>();
+            let full = io.is_some_and(|error| {
+                use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+                matches!(error.kind(), StorageFull | QuotaExceeded)
+            }) || sqlite.and_then(rusqlite::Error::sqlite_error_code)
+                == Some(rusqlite::ErrorCode::DiskFull);
             if full {
                 return true;
             }

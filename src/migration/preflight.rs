@@ -145,17 +145,20 @@ pub fn check(source: &Source, wanted: Wanted<'_>) -> Result<(Room, Vec<Problem>)
     if let Some(path) = in_the_way(wanted.target).filter(|_| wanted.kind == Kind::Sqlite) {
         problems.push(Problem::InTheWay(path));
     }
-    let most = backup_bytes(source, wanted) + copy_at_most(source.identity().length);
-    let room = match durable::free_space(dir)? >= most + RESERVE_BYTES {
+    // Not proven yet: where the count is wrong, the check will say so.
+    let rows = source.rows().unwrap_or(0);
+    let most = backup_bytes(source, wanted) + copy_at_most(source.identity().length, rows);
+    let room = match durable::free_space(dir)? >= most.saturating_add(RESERVE_BYTES) {
         true => Room::Plenty,
         false => Room::Tight,
     };
     Ok((room, problems))
 }
 
-/// Twice the source bounds the copy: rows take more only where keys do, which SQLite keeps twice.
-fn copy_at_most(source_bytes: u64) -> u64 {
-    2 * source_bytes + FIXED_BYTES
+/// Twice the source bounds the copy, since SQLite keeps keys twice, but for
+/// what a row takes beside them: eight bytes more than in redb at most.
+fn copy_at_most(source_bytes: u64, rows: u64) -> u64 {
+    (2 * source_bytes + FIXED_BYTES).saturating_add(rows.saturating_mul(8))
 }
 
 /// Most bytes that backup and copy of `source` can take.
@@ -163,7 +166,7 @@ fn copy_at_most(source_bytes: u64) -> u64 {
 pub fn upper_bound(source: &Path, backup: Option<BackupKind>) -> u64 {
     source.metadata().map_or(0, |about| {
         let backup = backup.filter(|kind| *kind == BackupKind::Copy);
-        backup.map_or(0, |_| backup::bytes_needed(&about)) + copy_at_most(about.len())
+        backup.map_or(0, |_| backup::bytes_needed(&about)) + copy_at_most(about.len(), 0)
     })
 }
 
@@ -229,50 +232,73 @@ pub enum MeasureError {
     Durable(#[from] DurableError),
 }
 
+/// Bytes of a page of the copy.
+const PAGE: u64 = PAGE_BYTES as u64;
+/// Most bytes of a row, and of an index entry, that stay in a page of their
+/// tree, and fewest, when the rest goes to pages of its own
+/// (<https://sqlite.org/fileformat2.html#b_tree_pages>).
+const MOST_IN_TABLE: u64 = PAGE - 35;
+const MOST_IN_INDEX: u64 = (PAGE - 12) * 64 / 255 - 23;
+const FEWEST: u64 = (PAGE - 12) * 32 / 255 - 23;
+
 /// Estimates the copy's size by filling pages as SQLite fills them.
 #[derive(Debug, Default)]
 struct CopySize {
+    rows: u64,
     content: u64,
-    table_pages: u64,
+    pages: u64,
     used_in_page: u64,
     index_bytes: u64,
 }
 
 impl CopySize {
     fn add(&mut self, key: u64, row: u64) {
-        const PAGE: u64 = PAGE_BYTES as u64;
-        /// Row id, lengths and types, the cell's pointer.
-        const CELL: u64 = 18;
-        self.content += row + CELL;
-        let mut cell = row + CELL;
-        if cell > PAGE - 35 {
-            // The rest goes to pages of its own; what stays is less than a page.
-            self.table_pages += cell / (PAGE - 4) + 1;
-            cell = cell % (PAGE - 4) + CELL;
-        }
-        if self.used_in_page + cell > PAGE - 8 {
-            self.table_pages += 1;
+        self.rows += 1;
+        self.content += row;
+        let text = |bytes: u64| varint(2 * bytes + 13);
+        let columns = 1 + text(key) + text(row - key) + row;
+        let cell = self.place(columns, MOST_IN_TABLE) + varint(self.rows);
+        if self.pages == 0 || self.used_in_page + cell > PAGE - 8 {
+            self.pages += 1;
             self.used_in_page = 0;
         }
         self.used_in_page += cell;
-        let entry = key + CELL;
-        self.index_bytes += if entry > PAGE / 4 {
-            entry.div_ceil(PAGE) * PAGE + PAGE / 4
-        } else {
-            entry
-        };
+        let columns = 2 + text(key) + key + varint(self.rows);
+        self.index_bytes += self.place(columns, MOST_IN_INDEX);
     }
 
-    /// Index pages end up two thirds full; inner pages add a fiftieth.
+    /// Counts the pages that what is too long continues on; the bytes that stay.
+    fn place(&mut self, payload: u64, most: u64) -> u64 {
+        /// Place in the page, first of the other pages.
+        const POINTERS: u64 = 2 + 4;
+        let fitting = FEWEST + payload.saturating_sub(FEWEST) % (PAGE - 4);
+        let local = match payload {
+            all if all <= most => all,
+            _ if fitting <= most => fitting,
+            _ => FEWEST,
+        };
+        self.pages += (payload - local).div_ceil(PAGE - 4);
+        local + varint(payload) + POINTERS
+    }
+
+    /// In key order pages of the table end up full, those of the index by six
+    /// sevenths; inner pages add a hundredth at most.
     fn sqlite(&self) -> u64 {
-        let table = (self.table_pages + 1) * u64::from(PAGE_BYTES);
-        table + table / 50 + self.index_bytes * 8 / 5
+        let bytes = self.pages * PAGE + self.index_bytes * 7 / 6;
+        bytes + bytes / 100
     }
 
     /// Pages filled in key order end up half full; the file grows by doubling.
     fn redb(&self) -> u64 {
-        4 * self.content
+        /// Offsets of key and value, and their share of the page's own bytes.
+        const ROW: u64 = 18;
+        4 * (self.content + ROW * self.rows)
     }
+}
+
+/// Bytes of a number as SQLite writes them, seven bits in each.
+fn varint(number: u64) -> u64 {
+    u64::from((64 - (number | 1).leading_zeros()).div_ceil(7))
 }
 
 /// The sidecar files that must not lie where a SQLite copy goes.

@@ -2,6 +2,7 @@
 //! means that are not ours.
 #![allow(dead_code)] // each file in tests/ is a program of its own and uses its part
 
+pub(crate) mod disk;
 pub(crate) mod fixture;
 pub(crate) mod node;
 pub(crate) mod outcome;

@@ -177,7 +177,8 @@ impl Node {
             match self.socket.recv(&mut buffer) {
                 // Where a machine is frozen and goes on.
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                received => break received.expect("the node hangs"),
+                Err(error) => panic!("the node hangs: {error}; it said {:?}", self.said),
+                Ok(length) => break length,
             }
         };
         let message = &buffer[..length];

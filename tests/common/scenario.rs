@@ -1,6 +1,6 @@
 //! Data directories that a start has work with, and starts that are interrupted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -33,28 +33,50 @@ pub(crate) struct Scenario {
     pub(crate) known: BTreeSet<String>,
 }
 
-/// One copy of a scenario, gone when dropped.
+/// One copy of a scenario.
 pub(crate) struct Copy<'a> {
     pub(crate) scenario: &'a Scenario,
-    pub(crate) root: Scratch,
+    pub(crate) root: PathBuf,
+    /// Gone with it, if it is one of ours.
+    scratch: Option<Scratch>,
 }
 
 impl Scenario {
     /// The state machine of `fixture` of `set`, for a node with `backend`.
     pub(crate) fn new(set: &str, name: &str, backend: &'static str) -> Self {
         let fixture = fixture::one(set, name);
+        Self::of(&fixture.unpack(), fixture.manifest.state.unwrap(), backend)
+    }
+
+    fn of(data: &Path, state: State, backend: &'static str) -> Self {
         let template = scratch();
         std::fs::create_dir(template.join("etc")).unwrap();
         std::fs::write(template.join("etc/config.toml"), CONFIG).unwrap();
-        copy_all(&fixture.unpack(), &template.join("data"));
+        copy_all(data, &template.join("data"));
         let source = read::sha256(&template.join("data/state-machine.redb"));
         Self {
             template,
             backend,
-            state: fixture.manifest.state.unwrap(),
+            state,
             source,
             known: BTreeSet::new(),
         }
+    }
+
+    /// A state machine in redb format 3 with these rows.
+    pub(crate) fn of_rows(rows: &[(String, String)]) -> Self {
+        let scratch = scratch();
+        write_redb(&scratch.join("state-machine.redb"), rows);
+        let bytes = |(key, value): &(String, String)| (key.clone().into(), value.clone().into());
+        let table: read::Table = rows.iter().map(bytes).collect();
+        let state = State {
+            rows: table.len() as u64,
+            rows_sha256: read::rows_sha256(&table),
+            last_applied: None,
+            membership: None,
+            listed_rows: None,
+        };
+        Self::of(&scratch, state, "sqlite")
     }
 
     /// Configures hard links for backups.
@@ -72,17 +94,42 @@ impl Scenario {
         self
     }
 
-    /// A fresh copy.
+    /// A fresh copy, gone when dropped.
     pub(crate) fn copy(&self) -> Copy<'_> {
-        let root = scratch();
+        let scratch = scratch();
+        let mut copy = self.copy_to(&scratch);
+        copy.scratch = Some(scratch);
+        copy
+    }
+
+    /// A fresh copy in `root`, in place of what a scenario has there.
+    pub(crate) fn copy_to(&self, root: &Path) -> Copy<'_> {
         for part in ["data", "etc"] {
+            if root.join(part).exists() {
+                std::fs::remove_dir_all(root.join(part)).unwrap();
+            }
             copy_all(&self.template.join(part), &root.join(part));
         }
         Copy {
             scenario: self,
-            root,
+            root: root.to_owned(),
+            scratch: None,
         }
     }
+}
+
+fn write_redb(path: &Path, rows: &[(String, String)]) {
+    let database = redb::Database::create(path).unwrap();
+    let write = database.begin_write().unwrap();
+    let meta = redb::TableDefinition::<&str, &[u8]>::new("sm_meta");
+    write.open_table(meta).unwrap();
+    let kv = redb::TableDefinition::<&str, &str>::new("sm_kv");
+    let mut table = write.open_table(kv).unwrap();
+    for (key, value) in rows {
+        table.insert(key.as_str(), value.as_str()).unwrap();
+    }
+    drop(table);
+    write.commit().unwrap();
 }
 
 /// Hard links, times and modes included.
@@ -145,7 +192,27 @@ impl Copy<'_> {
         super::outcome::timeless(operation, &self.root, &self.scenario.known)
     }
 
+    /// Waits until a start has made the file that it copies to.
+    pub(crate) fn wait_until_rows_are_copied(&self) {
+        let made = || {
+            let names = super::listing(&self.data());
+            let copies = ["state-machine.db.aspen-tmp", "state-machine.redb.aspen-tmp"];
+            names.iter().any(|name| copies.contains(&name.as_str()))
+        };
+        while !made() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     pub(crate) fn outcome(&self) -> Outcome {
         outcome(&self.root, &self.scenario.known)
+    }
+
+    /// Name and SHA-256 of everything in the directories of the data and the
+    /// configuration, but for the lock file: it may come, and never goes.
+    pub(crate) fn everything(&self) -> [BTreeMap<String, String>; 2] {
+        let mut data = super::contents(&self.data());
+        data.remove("aspen.lock");
+        [data, super::contents(&self.root.join("etc"))]
     }
 }
