@@ -54,7 +54,9 @@ pub enum SourceError {
     /// Its newest commit is damaged and redb would fall back to the one before.
     #[error(
         "{} is damaged: its last commit (transaction {transaction}) fails its checksum, and going on \
-         would silently lose that commit; the file was left as it is: restore it from a backup",
+         would silently lose that commit; the file was left as it is: restore it from a backup, or, \
+         if the power failed while the legacy node wrote, start and stop that node once: it goes \
+         back by that commit",
         path.display()
     )]
     LastCommitDamaged {
