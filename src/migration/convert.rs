@@ -274,16 +274,13 @@ fn copy_and_verify(
     observer.event(&Event::Creating);
     let temporary = Temporary::create(request.target)?;
     temporary.give_to_owner_of(source.file());
-    if request.target_kind == Kind::Sqlite {
-        temporary.lock()?;
-    }
     observer.event(&Event::Copying);
     observer.work(Phase::Copy, 0, rows);
     let copying = Instant::now();
     let path = temporary.path();
     let ((), read) = copy::stream(source, rows, control, |feed| match request.target_kind {
         Kind::Sqlite => target::sqlite::build(path, feed, &metadata, &control.stop),
-        _ => target::redb::build(path, feed, &metadata, &control.stop),
+        _ => target::redb::build(path, temporary.file(), feed, &metadata, &control.stop),
     })?;
     if read.digest.rows != rows {
         return Err(TargetError::Count {
@@ -292,6 +289,7 @@ fn copy_and_verify(
         }
         .into());
     }
+    temporary.lock()?;
     // Most of it is on its way already; the rest goes while the copy is verified.
     durable::start_writeback(temporary.file(), 0, 0);
     seconds.copy = copying.elapsed().as_secs_f64();
@@ -316,12 +314,15 @@ fn copy_and_verify(
         (Kind::Sqlite, _, Some(sample)) => {
             target::sqlite::verify_sample(path, expected, sample, control)?;
         }
-        (_, _, sample) => target::redb::verify(path, expected, sample.as_deref(), control)?,
+        (_, _, sample) => {
+            target::redb::verify(path, temporary.file(), expected, sample.as_deref(), control)?;
+        }
     }
     if request.verify != Verified::None {
         observer.event(&Event::Finished(Phase::Verify));
         observer.event(&Event::Verified);
     }
+    temporary.lock()?;
     seconds.verify = verifying.elapsed().as_secs_f64();
     Ok((
         temporary,

@@ -239,7 +239,7 @@ fn fresh(path: &Path, kind: Kind) -> Result<(), MigrationError> {
     make(path, false, EMPTY_BYTES, |temporary| {
         match kind {
             Kind::Sqlite => target::sqlite::create_empty(temporary.path())?,
-            _ => target::redb::create_empty(temporary.path())?,
+            _ => target::redb::create_empty(temporary.path(), temporary.file())?,
         }
         Ok(())
     })

@@ -28,19 +28,31 @@ impl Temporary {
             return Err(MigrationError::Source(SourceError::InUse(path)));
         }
         remove_with_companions(&path)?;
-        let file = durable::create_new(&path)?;
-        Ok(Self {
+        let file = match durable::create_new(&path) {
+            Err(error) if error.io().kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(MigrationError::Source(SourceError::InUse(path)));
+            }
+            created => created?,
+        };
+        let made = Self {
             path,
             file,
             published: false,
-        })
+        };
+        made.lock()?;
+        Ok(made)
     }
 
-    /// Tells other tools that this file is no leftover. Not for redb, which
-    /// takes the same lock itself while it has the file open.
+    /// Tells other tools that this file is no leftover. Again after redb had
+    /// it open, which takes the same lock and gives it back.
     pub(super) fn lock(&self) -> Result<(), MigrationError> {
-        let locked = fs2::FileExt::try_lock_exclusive(&self.file);
-        locked.map_err(|_| MigrationError::Source(SourceError::InUse(self.path.clone())))
+        match fs2::FileExt::try_lock_exclusive(&self.file) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(
+                MigrationError::Source(SourceError::InUse(self.path.clone())),
+            ),
+            // A file system without locks: `publish` looks whose file it is.
+            _ => Ok(()),
+        }
     }
 
     /// The reserved name.

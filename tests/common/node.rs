@@ -34,13 +34,8 @@ pub(crate) fn node_on(dir: &Path) -> Launch {
 
 /// A node that is told nothing at all.
 pub(crate) fn bare_node() -> Launch {
-    program(&[NODE])
-}
-
-/// A node started through another program.
-pub(crate) fn program(words: &[&str]) -> Launch {
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).env_clear();
+    let mut command = Command::new(NODE);
+    command.env_clear();
     command.env("PATH", std::env::var_os("PATH").unwrap());
     Launch {
         command,
@@ -71,7 +66,18 @@ impl Launch {
         self
     }
 
-    /// With the test's own `NOTIFY_SOCKET`, or none.
+    /// Has other programs start it: `words` come before its own.
+    pub(crate) fn through(mut self, words: &[&str]) -> Self {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(self.command.get_program());
+        command.args(self.command.get_args()).env_clear();
+        let set = self.command.get_envs();
+        command.envs(set.filter_map(|(name, value)| Some((name, value?))));
+        self.command = command;
+        self
+    }
+
+    /// Without a service manager: only [`Node::end`] hears of it.
     pub(crate) fn without_notify(mut self) -> Self {
         self.notify = false;
         self

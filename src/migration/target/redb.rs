@@ -1,9 +1,11 @@
 //! Making a redb copy in the current file format (v3), and verifying it: the
 //! way back from SQLite, and the way forward from format v2.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use redb::backends::FileBackend;
 use redb::{
     Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _,
     ReadableTableMetadata as _, TableDefinition,
@@ -50,16 +52,25 @@ fn on<T>(
     work().map_err(redb_error(operation, path))
 }
 
-/// Makes the tables in the empty file `path` and fills them.
+/// Opens `file`, which `path` names for messages. By its descriptor, since
+/// redb's lock is then that of the descriptor's other users, and since nobody
+/// can have put another file in its place. Closing gives the lock back.
+fn open(file: &File) -> Result<Database, redb::Error> {
+    let file = FileBackend::new(file.try_clone()?)?;
+    Ok(Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(file)?)
+}
+
+/// Makes the tables in the empty `file` and fills them.
 pub(crate) fn build(
     path: &Path,
+    file: &File,
     mut feed: Feed,
     metadata: &Metadata,
     stop: &AtomicBool,
 ) -> Result<(), TargetError> {
-    let database = on("create", path, || {
-        Ok(Builder::new().set_cache_size(CACHE_BYTES).create(path)?)
-    })?;
+    let database = on("create", path, || open(file))?;
     on("create the tables of", path, || {
         create_tables(&database, metadata)
     })?;
@@ -72,10 +83,10 @@ pub(crate) fn build(
     on("finish", path, || Ok(database.begin_write()?.commit()?))
 }
 
-/// Makes an empty state machine in the empty file `path`.
-pub(crate) fn create_empty(path: &Path) -> Result<(), TargetError> {
+/// Makes an empty state machine in the empty `file`.
+pub(crate) fn create_empty(path: &Path, file: &File) -> Result<(), TargetError> {
     on("create", path, || {
-        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path)?;
+        let database = open(file)?;
         create_tables(&database, &Metadata::default())?;
         Ok(database.begin_write()?.commit()?)
     })
@@ -125,13 +136,12 @@ fn str(bytes: &[u8]) -> Result<&str, redb::Error> {
 /// Verifies redb's own checksums, every row's checksum, or a sample, and the metadata.
 pub(crate) fn verify(
     path: &Path,
+    file: &File,
     expected: Expected<'_>,
     sample: Option<&[(String, Option<String>)]>,
     control: &Control<'_>,
 ) -> Result<(), TargetError> {
-    let mut database = on("open", path, || {
-        Ok(Builder::new().set_cache_size(CACHE_BYTES).open(path)?)
-    })?;
+    let mut database = on("open", path, || open(file))?;
     if !on("check", path, || Ok(database.check_integrity()?))? {
         let complaint = "redb had to repair it".to_owned();
         return Err(TargetError::Damaged {
