@@ -230,6 +230,11 @@ fn what_the_tool_has_migrated_is_served_from_a_full_disk_and_finished_later() {
         assert_eq!(convert(&source, &target, &[]).code, 0);
     });
     let copy = scenario.copy_to(disk.path());
+    disk.leave(0);
+    let mut node = copy.launch().start();
+    assert!(!node.says("READY=1"));
+    let log = node.end().with(74).log;
+    assert!(log.contains("the space on it (df -h)"), "{log}");
     // SQLite needs the index of its write-ahead log, and nothing else fits.
     disk.leave(40 * 1024);
     copy.launch().start().ready_then_stop();

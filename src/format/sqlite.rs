@@ -60,7 +60,7 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// SQLite refuses the file.
-    #[error("Failed to open SQLite database {}; the file is damaged or not a database: restore it from a backup", path.display())]
+    #[error("Failed to open SQLite database {}; {}", path.display(), advice(source))]
     Sqlite {
         /// The database.
         path: PathBuf,
@@ -75,6 +75,22 @@ pub enum OpenError {
         /// The table that is missing.
         table: &'static str,
     },
+}
+
+/// What to do about a file that SQLite refuses.
+fn advice(error: &rusqlite::Error) -> &'static str {
+    use rusqlite::ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, PermissionDenied, ReadOnly,
+        SystemIoFailure,
+    };
+    match error.sqlite_error_code() {
+        Some(PermissionDenied | ReadOnly | CannotOpen) => {
+            "check that this user may read and write it and its directory (ls -l)"
+        }
+        Some(DatabaseBusy | DatabaseLocked) => "another process uses it: stop that, then try again",
+        Some(DiskFull | SystemIoFailure) => "check the disk and the space on it (df -h)",
+        _ => "the file is damaged or not a database: restore it from a backup",
+    }
 }
 
 impl OpenError {

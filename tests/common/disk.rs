@@ -53,6 +53,12 @@ impl Disk {
         &self.0
     }
 
+    /// Lets nobody write any more.
+    pub(crate) fn make_read_only(&self) {
+        let mut mount = Command::new("mount");
+        run(mount.args(["-o", "remount,ro"]).arg(self.path()));
+    }
+
     /// Bytes free for anybody.
     pub(crate) fn free(&self) -> u64 {
         let stat = statvfs(self.path()).unwrap();
