@@ -5,7 +5,7 @@
 //! ours; a file that a legacy node made lacks it.
 //!
 //! Table kind and page size were chosen by measuring bulk load and random
-//! single-row writes (`benches/layout.rs`; figures in `docs/design.md`):
+//! single-row writes (`benches/layout.rs`; figures in `docs/benchmarks.md`):
 //! ordinary rowid tables, 8 KiB pages.
 
 use std::path::{Path, PathBuf};
