@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
@@ -17,7 +17,7 @@ pub(super) async fn protect(
     request: Request,
     next: Next,
 ) -> Response {
-    let allowed = !listening.ip().is_loopback() || is_local(request.headers());
+    let allowed = !listening.ip().is_loopback() || is_local(request.uri(), request.headers());
     let mut response = match allowed {
         true => next.run(request).await,
         false => ApiError::host().into_response(),
@@ -31,22 +31,23 @@ pub(super) async fn protect(
     response
 }
 
-/// Whether the `Host` is one that only this machine's own clients use.
-fn is_local(headers: &HeaderMap) -> bool {
-    let Some(host) = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-    else {
-        // HTTP/1.0 has none, and no browser speaks that.
-        return !headers.contains_key(header::HOST);
-    };
-    let Ok(authority) = host.parse::<Authority>() else {
-        return false;
-    };
-    let name = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
+/// Whether the target and every `Host` are such as only this machine's own
+/// clients use. HTTP/1.0 has neither, and no browser speaks that.
+fn is_local(target: &Uri, headers: &HeaderMap) -> bool {
+    let hosts = headers.get_all(header::HOST).iter().map(|host| {
+        let text = host.to_str().ok()?;
+        text.parse::<Authority>().ok()
+    });
+    // A target with a host of its own comes before the header (RFC 9112, 3.2.2).
+    let target = target.authority().cloned().map(Some);
+    target
+        .into_iter()
+        .chain(hosts)
+        .all(|host| host.is_some_and(|host| is_loopback(&host)))
+}
+
+fn is_loopback(host: &Authority) -> bool {
+    let name = host.host().trim_start_matches('[').trim_end_matches(']');
     name.eq_ignore_ascii_case("localhost")
         || name
             .parse::<IpAddr>()
@@ -61,7 +62,7 @@ mod tests {
     fn host(value: &str) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, value.parse().unwrap());
-        is_local(&headers)
+        is_local(&Uri::from_static("/"), &headers)
     }
 
     #[test]
@@ -85,6 +86,6 @@ mod tests {
         ] {
             assert!(!host(bad), "{bad}");
         }
-        assert!(is_local(&HeaderMap::new()));
+        assert!(is_local(&Uri::from_static("/"), &HeaderMap::new()));
     }
 }

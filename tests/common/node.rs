@@ -197,6 +197,16 @@ impl Node {
         Some(message)
     }
 
+    /// The next message, if there is one within `time`.
+    pub(crate) fn hear_within(&mut self, time: Duration) -> Option<String> {
+        self.socket.set_read_timeout(Some(time)).unwrap();
+        let mut buffer = [0; 8192];
+        let received = self.socket.recv(&mut buffer);
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = received.ok()?;
+        Some(String::from_utf8(buffer[..length].to_vec()).unwrap())
+    }
+
     /// Listens until a message contains `word`; false when the process ended before.
     pub(crate) fn says(&mut self, word: &str) -> bool {
         while let Some(message) = self.hear() {
@@ -246,6 +256,13 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An address that nobody listens on, for a node whose API is asked before it
+/// says where it is.
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
 }
 
 /// An answer of the API.
