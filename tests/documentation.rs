@@ -11,10 +11,12 @@ use clap::CommandFactory as _;
 
 /// Options of other programs that the documentation shows.
 const FOREIGN: &[&str] = &[
+    "--bench",
     "--example",
     "--home-dir",
     "--release",
     "--shell",
+    "--small",
     "--system",
     "--update-catalog",
 ];

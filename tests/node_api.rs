@@ -7,10 +7,10 @@ mod common;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
-use common::each;
 use common::fixture::{self, scratch};
 use common::node::{Answer, Node, bare_node, free_address, get, node_on, parse, request};
 use common::scenario::{Copy, Scenario};
+use common::{each, read};
 
 const SLOW: &str = "ASPEN_TEST_SLOW_MS_PER_STEP";
 
@@ -336,4 +336,27 @@ fn many_readers_share_a_small_pool() {
     );
     node.stop().with(0);
     assert_eq!(copy.outcome(), scenario.copy().complete());
+}
+
+/// SQLite's locks are the process's: whoever opens and closes the file beside
+/// it gives them up, and then another reader, closing, takes the log away.
+#[test]
+fn a_reader_beside_the_node_does_not_take_its_log_away() {
+    let scenario = Scenario::new("legacy", "plain", "sqlite");
+    let copy = scenario.copy();
+    let (node, address) = serving(&copy);
+    // Opens the whole pool.
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| assert_eq!(get(address, "/api/kv/nothing").status, 404));
+        }
+    });
+    let database = copy.data().join("state-machine.db");
+    let log = copy.data().join("state-machine.db-wal");
+    assert!(log.exists());
+    let count = read::query(&database, "SELECT count(*) FROM state_machine_kv");
+    assert_eq!(count, [["1234"]]);
+    assert!(log.exists(), "the log of a running node is gone");
+    node.stop().with(0);
+    assert!(!log.exists());
 }

@@ -74,6 +74,35 @@ fn a_start_that_migrates_is_told_in_order() {
 }
 
 #[test]
+fn a_start_with_nothing_to_migrate_asks_for_no_more_time() {
+    let scenario = plain();
+    let copy = scenario.copy();
+    copy.complete();
+    let said = copy.launch().start().ready_then_stop().said;
+    assert_eq!(said[0], "STATUS=Starting\n");
+    assert!(said[1].starts_with("READY=1\n"), "{said:?}");
+}
+
+#[test]
+fn a_start_that_fails_leaves_its_reason_as_the_last_word() {
+    let scenario = plain();
+    let copy = scenario.copy();
+    std::fs::write(copy.data().join("state-machine.redb"), "nonsense").unwrap();
+    let ended = copy.launch().start().end().with(65);
+    let last = ended.said.last().unwrap();
+    for text in [&ended.log, last] {
+        assert!(
+            text.contains("neither a redb nor a SQLite database"),
+            "{ended:?}"
+        );
+    }
+    assert!(
+        last.starts_with("STATUS=Failed: ") && last.contains("state-machine.redb"),
+        "{last}"
+    );
+}
+
+#[test]
 #[cfg(debug_assertions)] // release builds have no slow copies
 fn a_migration_that_hangs_does_not_ask_for_more_time() {
     let scenario = plain();
@@ -347,7 +376,7 @@ fn a_bad_configuration_is_told_on_standard_error_and_to_the_service_manager() {
     for text in [&ended.log, ended.said.last().unwrap()] {
         assert!(text.contains(&expected), "{ended:?}");
         assert!(
-            text.contains("cluster.storage_backend") && text.contains("sqllite"),
+            text.contains("cluster.storage_backend") && text.contains("did you mean \"sqlite\"?"),
             "{ended:?}"
         );
     }
