@@ -251,7 +251,7 @@ pub fn replace(
 /// Appends `bytes` to a file, made when absent, and makes them durable.
 ///
 /// # Errors
-/// When it cannot be opened, written or synced.
+/// When it cannot be opened, written or synced; what it had is then still all it has.
 pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     crash_point("append", path);
     let file = OpenOptions::new()
@@ -260,7 +260,13 @@ pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
         .mode(FILE_MODE)
         .open(path);
     let mut file = context(file, "open", path)?;
-    context(file.write_all(bytes), "append to", path)?;
+    let before = context(file.metadata(), "look at", path)?.len();
+    let written = context(file.write_all(bytes), "append to", path);
+    if written.is_err() {
+        // What a full disk cut short is worth less than nothing.
+        let _ = file.set_len(before);
+    }
+    written?;
     fsync(&file, path)?;
     fsync_parent(path)
 }

@@ -241,6 +241,32 @@ fn a_damaged_backup_of_the_operators_is_kept_and_not_taken_for_one() {
 }
 
 #[test]
+fn old_backups_go_and_young_ones_stay_whatever_kills_the_node() {
+    let scenario = Scenario::new("legacy", "plain", "sqlite").after(|dir| {
+        for year in 2020..2025 {
+            let name = format!("state-machine.redb.backup-{year}0102-030405");
+            std::fs::write(dir.join(name), "an older state").unwrap();
+        }
+    });
+    let mut outcome = matrix(&scenario);
+    let (kept, others) = outcome
+        .files
+        .into_iter()
+        .partition(|(name, ..)| scenario.known.contains(name) && name.contains(".backup-"));
+    outcome.files = others;
+    assert_migrated(&scenario, &outcome, NEW);
+    let kept: Vec<(String, u32, Option<String>)> = kept;
+    let kept: Vec<&str> = kept.iter().map(|(name, ..)| name.as_str()).collect();
+    assert_eq!(
+        kept,
+        [
+            "state-machine.redb.backup-20230102-030405",
+            "state-machine.redb.backup-20240102-030405"
+        ]
+    );
+}
+
+#[test]
 fn what_aspen_migrate_began_is_finished_whatever_kills_the_node() {
     let scenario = Scenario::new("legacy", "plain", "sqlite").after(aspen_migrate);
     let outcome = matrix(&scenario);
@@ -276,16 +302,19 @@ fn after_the_guide_with_a_damaged_backup_the_source_itself_becomes_the_backup() 
 
 #[test]
 fn a_redb_file_of_version_2_is_upgraded_once_whatever_kills_the_node() {
-    let scenario = Scenario::new("legacy", "unclean", "redb");
-    let outcome = matrix(&scenario);
-    let files = ["aspen.lock", "raft-log.redb", "state-machine.redb", NEW];
-    assert_left(&scenario, &outcome, &files, NEW);
-    let config = std::fs::read_to_string(scenario.copy().config()).unwrap();
-    let (listing, text) = outcome.config.unwrap();
-    assert_eq!(
-        (listing, text + "\n"),
-        (vec!["config.toml".to_owned()], config)
-    );
+    let clean = Scenario::new("legacy", "plain", "redb").with_links();
+    let unclean = Scenario::new("legacy", "unclean", "redb");
+    for scenario in [clean, unclean] {
+        let outcome = matrix(&scenario);
+        let files = ["aspen.lock", "raft-log.redb", "state-machine.redb", NEW];
+        assert_left(&scenario, &outcome, &files, NEW);
+        let config = std::fs::read_to_string(scenario.copy().config()).unwrap();
+        let (listing, text) = outcome.config.unwrap();
+        assert_eq!(
+            (listing, text + "\n"),
+            (vec!["config.toml".to_owned()], config)
+        );
+    }
 }
 
 #[test]

@@ -196,6 +196,9 @@ fn a_history_and_a_configuration_on_full_disks_do_not_stop_the_node() {
     std::fs::rename(copy.config(), copy.root.join("original")).unwrap();
     std::fs::copy(copy.root.join("original"), &config).unwrap();
     std::os::unix::fs::symlink(&config, copy.config()).unwrap();
+    // A part of the next line fits into what is there.
+    let earlier = format!("{}\n", "x".repeat(3999));
+    std::fs::write(&history, &earlier).unwrap();
     disk.leave(0);
     let before = std::fs::read(&config).unwrap();
     for _ in 0..2 {
@@ -207,13 +210,14 @@ fn a_history_and_a_configuration_on_full_disks_do_not_stop_the_node() {
             assert!(log.contains(line), "{log}");
         }
         assert_eq!(std::fs::read(&config).unwrap(), before);
+        assert_eq!(std::fs::read_to_string(&history).unwrap(), earlier);
     }
     assert_eq!(listing(disk.path()), ["config.toml", "filler", "history"]);
     disk.free_up();
     copy.launch().start().ready_then_stop();
     assert_eq!(
         std::fs::read_to_string(&history).unwrap().lines().count(),
-        1
+        2
     );
     let config = std::fs::read_to_string(&config).unwrap();
     assert!(config.contains("[cluster.migrated]"), "{config}");
