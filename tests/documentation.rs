@@ -12,13 +12,18 @@ use clap::CommandFactory as _;
 /// Options of other programs that the documentation shows.
 const FOREIGN: &[&str] = &[
     "--bench",
+    "--cold",
     "--example",
     "--home-dir",
     "--release",
+    "--rows",
+    "--runs",
     "--shell",
     "--small",
     "--system",
     "--update-catalog",
+    "--value-bytes",
+    "--without-plain",
 ];
 /// Names in capitals that begin with `ASPEN_` and are no key: what stands for any, and the file.
 const VARIABLES: &[&str] = &["ASPEN_CONFIG", "ASPEN_SECTION__KEY"];
