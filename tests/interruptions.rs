@@ -94,6 +94,48 @@ fn a_stop_while_rows_are_copied_is_clean_and_quick() {
     );
 }
 
+/// Kills a start before the operation that publishes, wherever that is, and
+/// starts with the other backend then: the operator has changed his mind.
+fn killed_then_started_with(backend: &str, scenario: &Scenario, publishes: &str) {
+    let (_, operations) = scenario.copy().complete_traced();
+    let publish = operations.iter().position(|line| line == publishes);
+    let points: Vec<usize> = (1..=publish.unwrap() + 1).collect();
+    each(
+        &points,
+        |n| format!("died at {n}"),
+        |&n| {
+            let copy = scenario.copy();
+            assert!(copy.dies_at(n));
+            copy.launch_with(backend).start().ready_then_stop();
+            let outcome = copy.outcome();
+            let left = outcome.files.iter().map(|(name, ..)| name.as_str());
+            let left: Vec<&str> = left.filter(|name| name.contains("tmp")).collect();
+            assert!(left.is_empty(), "{left:?} after a death at {n}");
+            let rows = outcome.rows_sha256.as_ref();
+            assert_eq!(rows, Some(&scenario.state.rows_sha256));
+            let backups = outcome
+                .files
+                .iter()
+                .filter(|(name, ..)| name.contains(".backup-"));
+            for (name, _, sha256) in backups {
+                assert_eq!(sha256.as_ref(), Some(&scenario.source), "{name}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_start_with_the_other_backend_takes_away_what_a_killed_one_left() {
+    const SQLITE: &str = "rename ROOT/data/state-machine.db";
+    const REDB: &str = "rename over ROOT/data/state-machine.redb";
+    let plain = |backend| Scenario::new("legacy", "plain", backend);
+    killed_then_started_with("redb", &plain("sqlite"), SQLITE);
+    killed_then_started_with("sqlite", &plain("redb"), REDB);
+    // The backup, which is a link, must not change when redb is opened.
+    let linked = Scenario::new("golden", "ordinary-redb-4.6-unclean", "sqlite").with_links();
+    killed_then_started_with("redb", &linked, SQLITE);
+}
+
 /// Pseudo-random and the same in every run (splitmix64).
 struct Dice(u64);
 

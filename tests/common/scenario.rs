@@ -149,9 +149,14 @@ impl Copy<'_> {
 
     /// A start on it.
     pub(crate) fn launch(&self) -> Launch {
+        self.launch_with(self.scenario.backend)
+    }
+
+    /// A start on it with another backend.
+    pub(crate) fn launch_with(&self, backend: &str) -> Launch {
         node_on(&self.data())
             .config(&self.config())
-            .env("ASPEN_STORAGE_BACKEND", self.scenario.backend)
+            .env("ASPEN_STORAGE_BACKEND", backend)
     }
 
     /// A start that dies at the `n`-th durable operation. False where it was
