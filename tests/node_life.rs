@@ -219,7 +219,7 @@ fn sighup_reloads_the_filter_and_the_log_file_and_names_what_needs_a_restart() {
     let dir = scratch();
     let (file, log) = (config(&dir, "info", ""), dir.join("node.log"));
     let mut node = node_on(&dir.join("data")).config(&file).start();
-    node.ready();
+    let address = node.ready();
     std::fs::rename(&log, dir.join("node.log.1")).unwrap();
     config(&dir, "debug", "[cluster.sqlite]\npool_size = 3\n");
     node.signal(Signal::SIGHUP);
@@ -249,6 +249,7 @@ fn sighup_reloads_the_filter_and_the_log_file_and_names_what_needs_a_restart() {
         text.contains("Not reloaded, the running configuration stays"),
         "{text}"
     );
+    assert_eq!(get(address, "/health").status, 200);
     node.stop().with(0);
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(text.contains("Stopping on SIGTERM"), "{text}");

@@ -35,7 +35,7 @@ await() {
 need() {
   local c why=()
   [ "$(id -u)" = 0 ] || why+=("not root")
-  for c in debootstrap systemd-nspawn nsenter unshare findmnt flock losetup mkfs.ext4 pgrep perl zstd; do
+  for c in debootstrap systemd-nspawn nsenter unshare findmnt flock losetup mkfs.ext4 pgrep perl; do
     command -v $c >/dev/null || why+=("no $c")
   done
   [ -e /dev/loop-control ] || why+=("no loop devices")
