@@ -3,6 +3,7 @@
 //! Nothing here decides or changes anything on disk.
 
 pub mod digest;
+pub mod entry;
 pub mod header;
 pub mod record;
 pub mod sqlite;

@@ -80,7 +80,51 @@ pub fn membership(bytes: &[u8]) -> Result<StoredMembership, RecordError> {
     decode(LAST_MEMBERSHIP, bytes)
 }
 
-fn decode<'a, T: Deserialize<'a>>(name: &'static str, bytes: &'a [u8]) -> Result<T, RecordError> {
+/// Encodes [`LAST_APPLIED`].
+///
+/// # Errors
+/// Never in practice; bincode's signature has it.
+pub fn encode_last_applied(id: Option<LogId>) -> Result<Vec<u8>, RecordError> {
+    encode(LAST_APPLIED, &id)
+}
+
+/// Encodes [`LAST_MEMBERSHIP`].
+///
+/// # Errors
+/// As for [`encode_last_applied`].
+pub fn encode_membership(membership: &StoredMembership) -> Result<Vec<u8>, RecordError> {
+    encode(LAST_MEMBERSHIP, membership)
+}
+
+/// Decodes a bare position, as the log's metadata holds it.
+///
+/// # Errors
+/// When the bytes are not exactly one position.
+pub fn position(name: &'static str, bytes: &[u8]) -> Result<LogId, RecordError> {
+    decode(name, bytes)
+}
+
+/// Encodes a bare position.
+///
+/// # Errors
+/// As for [`encode_last_applied`].
+pub fn encode_position(name: &'static str, id: LogId) -> Result<Vec<u8>, RecordError> {
+    encode(name, &id)
+}
+
+pub(super) fn encode<T: Serialize>(name: &'static str, value: &T) -> Result<Vec<u8>, RecordError> {
+    // Its defaults: little-endian, fixed-width integers.
+    bincode::serialize(value).map_err(|source| RecordError {
+        name,
+        bytes: 0,
+        source,
+    })
+}
+
+pub(super) fn decode<'a, T: Deserialize<'a>>(
+    name: &'static str,
+    bytes: &'a [u8],
+) -> Result<T, RecordError> {
     use bincode::Options as _;
     // The limit keeps a damaged length from asking for memory that the record cannot fill.
     bincode::DefaultOptions::new()
