@@ -12,9 +12,11 @@
 //! 4. [`lock`]: the data-directory lock.
 //! 5. [`migration`]: from whatever is on disk to storage that may be opened.
 //! 6. [`offline`]: the same by hand, for `aspen-migrate`.
-//! 7. [`storage`]: the state machines, opened only with what migration returns.
-//! 8. [`http`]: the API.
-//! 9. [`supervisor`]: start order, signals, stop order.
+//! 7. [`storage`]: the Raft log and the state machines, opened only with what
+//!    migration returns.
+//! 8. [`raft`]: the node; the only place that names openraft.
+//! 9. [`http`]: the API.
+//! 10. [`supervisor`]: start order, signals, stop order.
 //!
 //! The two programs in `src/bin/` parse, call one function here, and exit.
 
@@ -28,6 +30,7 @@ pub mod lock;
 pub mod migration;
 pub mod notify;
 pub mod offline;
+pub mod raft;
 pub mod storage;
 pub mod supervisor;
 pub mod telemetry;

@@ -1,39 +1,156 @@
-//! The state machine behind the node: SQLite, legacy redb, or memory.
+//! What the node keeps: the Raft log ([`log`]) and the state machine behind it,
+//! which is SQLite, legacy redb, or memory.
 //!
 //! [`open`] takes what [`migration::prepare`](crate::migration::prepare)
 //! returned and nothing else, so that data which should have been migrated
-//! cannot be opened by mistake. What is here now serves reads; writes arrive
-//! through the Raft log, whose state machine takes its place behind the same
-//! trait.
+//! cannot be opened by mistake.
+//!
+//! Who promises what:
+//!
+//! - The log is durable before an entry counts as appended. The state machine
+//!   may lag behind on disk, never tear: rows and `last_applied` change in one
+//!   transaction, and what a crash takes back is applied again from the log.
+//! - So the log may be purged only up to what [`StateMachine::persist`] has
+//!   returned.
+//! - Applying cannot fail on what a request says; limits were enforced before
+//!   it entered the log. It fails only on the disk, and then nothing of the
+//!   batch was applied.
+
+pub mod log;
 
 mod memory;
 mod redb;
 mod sqlite;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::exit::Exit;
-use crate::format::record::{LogId, RecordError};
+use crate::format::entry::{Entry, Outcome};
+use crate::format::record::{LogId, RecordError, StoredMembership};
 use crate::format::sqlite::OpenError;
 use crate::migration::{Prepared, Storage};
 
-/// A state machine that serves reads, from many threads at once.
+/// How far a state machine is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The last applied entry; `None` before the first.
+    pub last_applied: Option<LogId>,
+    /// The last applied membership.
+    pub membership: StoredMembership,
+}
+
+/// Which pairs a page shall hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// What their keys begin with; empty for all.
+    pub prefix: String,
+    /// The key after which the page begins, exclusive; it need not exist.
+    pub after: Option<String>,
+    /// The most pairs.
+    pub limit: usize,
+    /// The most bytes of keys and values together; a page holds at least one pair.
+    pub max_bytes: usize,
+}
+
+/// Pairs in the byte order of their keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Keys and values.
+    pub pairs: Vec<(String, String)>,
+    /// Whether there are more behind the last pair.
+    pub more: bool,
+}
+
+/// What a checkpoint of a write-ahead log did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Bytes of the write-ahead log before.
+    pub wal_bytes_before: u64,
+    /// Bytes of the write-ahead log after.
+    pub wal_bytes_after: u64,
+    /// Pages that it held.
+    pub wal_pages: u64,
+    /// Pages of it that were copied into the database.
+    pub checkpointed_pages: u64,
+    /// Bytes of the database before.
+    pub database_bytes_before: u64,
+    /// Bytes of the database after.
+    pub database_bytes_after: u64,
+}
+
+/// What the files of a state machine take, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// The database; 0 for memory.
+    pub database: u64,
+    /// The write-ahead log; `None` for an engine that has none.
+    pub wal: Option<u64>,
+}
+
+/// A state machine. All methods block on the disk and may be called from many
+/// threads at once, but `apply` and `install_snapshot` only from one at a time.
 pub trait StateMachine: Send + Sync {
     /// The engine's name, as in the configuration.
     fn backend(&self) -> &'static str;
 
-    /// The value of a key.
+    /// The values of keys, in one consistent view, in the order of the keys.
     ///
     /// # Errors
     /// When the file cannot be read.
-    fn get(&self, key: &str) -> Result<Option<String>, StorageError>;
+    fn get(&self, keys: &[String]) -> Result<Vec<Option<String>>, StorageError>;
 
-    /// The last applied entry; `None` before the first.
+    /// A page of pairs, in one consistent view.
     ///
     /// # Errors
-    /// When the file cannot be read or the record is damaged.
-    fn last_applied(&self) -> Result<Option<LogId>, StorageError>;
+    /// When the file cannot be read.
+    fn scan(&self, range: &Range) -> Result<Page, StorageError>;
+
+    /// How far it is.
+    ///
+    /// # Errors
+    /// When the file cannot be read or a record is damaged.
+    fn applied(&self) -> Result<Applied, StorageError>;
+
+    /// Applies entries in their order, in one transaction, with the last one's
+    /// position inside it. Reads that begin afterwards see them.
+    ///
+    /// # Errors
+    /// When the disk fails or is full ([`StorageError::is_full`]); nothing was applied.
+    fn apply(&self, entries: &[Entry]) -> Result<Vec<Outcome>, StorageError>;
+
+    /// Makes what was applied before the call survive a power cut, and returns
+    /// up to where that reaches at least. Applying goes on meanwhile.
+    ///
+    /// # Errors
+    /// When the disk fails or is full.
+    fn persist(&self) -> Result<Option<LogId>, StorageError>;
+
+    /// Writes a consistent copy into the empty file at `to`, as a closed SQLite
+    /// database, whatever the engine. Reading and applying go on meanwhile.
+    /// Not fsynced. Returns how far the copy is.
+    ///
+    /// # Errors
+    /// When the disk fails or is full; the file is then to be removed.
+    fn write_snapshot(&self, to: &Path) -> Result<Applied, StorageError>;
+
+    /// Replaces everything by the copy at `from`, which is consumed: afterwards
+    /// the file is gone, and its content durable in its new place. A crash
+    /// leaves the old content or the new one. The record of the migration stays.
+    ///
+    /// # Errors
+    /// When `from` is no state machine, or the disk fails; the old content stays.
+    fn install_snapshot(&self, from: &Path) -> Result<Applied, StorageError>;
+
+    /// Moves the write-ahead log into the database and truncates it; `None` for
+    /// an engine that has none.
+    ///
+    /// # Errors
+    /// When the disk fails, or readers hold on to the log for too long.
+    fn checkpoint(&self) -> Result<Option<Checkpoint>, StorageError>;
+
+    /// What its files take now.
+    fn sizes(&self) -> Sizes;
 
     /// Writes what is only in memory or in a write-ahead log to its place and
     /// closes the file. Reads fail afterwards.
@@ -43,7 +160,7 @@ pub trait StateMachine: Send + Sync {
     fn close(&self) -> Result<(), StorageError>;
 }
 
-/// Why the state machine cannot be opened or read.
+/// Why the state machine cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// SQLite does not open.
@@ -92,8 +209,21 @@ pub enum StorageError {
     #[error("the state machine is closed; the node is stopping")]
     Closed,
 }
-
 impl StorageError {
+    /// Whether it is only that the disk is full: the same may work later.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Sqlite { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            Self::OpenRedb { source, .. } | Self::Redb { source, .. } => {
+                matches!(&**source, ::redb::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull)
+            }
+            _ => false,
+        }
+    }
+
     /// The exit code that fits.
     #[must_use]
     pub fn exit(&self) -> Exit {
