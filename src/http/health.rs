@@ -44,7 +44,8 @@ struct Healthy {
 
 async fn serving(state_machine: Arc<dyn StateMachine>) -> Response {
     let backend = state_machine.backend();
-    let read = tokio::task::spawn_blocking(move || state_machine.last_applied()).await;
+    let read =
+        tokio::task::spawn_blocking(move || state_machine.applied().map(|a| a.last_applied)).await;
     match read {
         Ok(Ok(last_applied)) => {
             let last_applied = last_applied.map(|id| id.index);

@@ -22,7 +22,9 @@ pub(super) async fn get(State(shared): State<Shared>, uri: Uri) -> Result<Respon
     };
     // SQLite and redb block; the event loop must not.
     let read = tokio::task::spawn_blocking(move || {
-        let value = state_machine.get(&key);
+        let value = state_machine
+            .get(std::slice::from_ref(&key))
+            .map(|mut v| v.remove(0));
         value.map(|value| value.map(|value| (key, value)))
     });
     match read.await {

@@ -77,14 +77,15 @@ impl StateMachine for Redb {
         "redb"
     }
 
-    fn get(&self, key: &str) -> Result<Option<String>, StorageError> {
+    fn get(&self, keys: &[String]) -> Result<Vec<Option<String>>, StorageError> {
+        let key = keys[0].as_str();
         self.read(|database| {
             let value = database.begin_read()?.open_table(KV)?.get(key)?;
-            Ok(value.map(|value| value.value().to_owned()))
+            Ok(vec![value.map(|value| value.value().to_owned())])
         })
     }
 
-    fn last_applied(&self) -> Result<Option<LogId>, StorageError> {
+    fn applied(&self) -> Result<super::Applied, StorageError> {
         let bytes = self.read(|database| {
             let bytes = database
                 .begin_read()?
@@ -92,7 +93,35 @@ impl StateMachine for Redb {
                 .get(record::LAST_APPLIED)?;
             Ok(bytes.map(|bytes| bytes.value().to_vec()))
         })?;
-        Ok(bytes.map_or(Ok(None), |bytes| record::last_applied(&bytes))?)
+        Ok(super::Applied {
+            last_applied: bytes.map_or(Ok(None), |bytes| record::last_applied(&bytes))?,
+            ..Default::default()
+        })
+    }
+
+    fn scan(&self, _range: &super::Range) -> Result<super::Page, StorageError> {
+        todo!()
+    }
+    fn apply(
+        &self,
+        _entries: &[crate::format::entry::Entry],
+    ) -> Result<Vec<crate::format::entry::Outcome>, StorageError> {
+        todo!()
+    }
+    fn persist(&self) -> Result<Option<LogId>, StorageError> {
+        todo!()
+    }
+    fn write_snapshot(&self, _to: &std::path::Path) -> Result<super::Applied, StorageError> {
+        todo!()
+    }
+    fn install_snapshot(&self, _from: &std::path::Path) -> Result<super::Applied, StorageError> {
+        todo!()
+    }
+    fn checkpoint(&self) -> Result<Option<super::Checkpoint>, StorageError> {
+        todo!()
+    }
+    fn sizes(&self) -> super::Sizes {
+        todo!()
     }
 
     fn close(&self) -> Result<(), StorageError> {

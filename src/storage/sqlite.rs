@@ -48,18 +48,48 @@ impl StateMachine for Sqlite {
         "sqlite"
     }
 
-    fn get(&self, key: &str) -> Result<Option<String>, StorageError> {
+    fn get(&self, keys: &[String]) -> Result<Vec<Option<String>>, StorageError> {
+        let key = keys[0].as_str();
         self.read(|connection| {
             connection
                 .prepare_cached("SELECT value FROM state_machine_kv WHERE key = ?1")?
                 .query_row([key], |row| row.get(0))
                 .optional()
+                .map(|v| vec![v])
         })
     }
 
-    fn last_applied(&self) -> Result<Option<LogId>, StorageError> {
+    fn applied(&self) -> Result<super::Applied, StorageError> {
         let bytes = self.read(|connection| sqlite::meta(connection, record::LAST_APPLIED))?;
-        Ok(bytes.map_or(Ok(None), |bytes| record::last_applied(&bytes))?)
+        Ok(super::Applied {
+            last_applied: bytes.map_or(Ok(None), |bytes| record::last_applied(&bytes))?,
+            ..Default::default()
+        })
+    }
+
+    fn scan(&self, _range: &super::Range) -> Result<super::Page, StorageError> {
+        todo!()
+    }
+    fn apply(
+        &self,
+        _entries: &[crate::format::entry::Entry],
+    ) -> Result<Vec<crate::format::entry::Outcome>, StorageError> {
+        todo!()
+    }
+    fn persist(&self) -> Result<Option<LogId>, StorageError> {
+        todo!()
+    }
+    fn write_snapshot(&self, _to: &std::path::Path) -> Result<super::Applied, StorageError> {
+        todo!()
+    }
+    fn install_snapshot(&self, _from: &std::path::Path) -> Result<super::Applied, StorageError> {
+        todo!()
+    }
+    fn checkpoint(&self) -> Result<Option<super::Checkpoint>, StorageError> {
+        todo!()
+    }
+    fn sizes(&self) -> super::Sizes {
+        todo!()
     }
 
     fn close(&self) -> Result<(), StorageError> {

@@ -230,7 +230,7 @@ impl<'a> Node<'a> {
         let pool_size = self.settings().cluster.sqlite.pool_size;
         let opened = tokio::task::spawn_blocking(move || {
             let state_machine = storage::open(&prepared, pool_size)?;
-            let last_applied = state_machine.last_applied()?;
+            let last_applied = state_machine.applied()?.last_applied;
             Ok::<_, StorageError>((state_machine, last_applied))
         });
         let (state_machine, last_applied) = opened.await.map_err(|_| NodeError::Bug)??;
