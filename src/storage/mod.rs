@@ -17,6 +17,7 @@
 //!   batch was applied.
 
 pub mod log;
+pub mod space;
 
 mod memory;
 mod redb;
@@ -25,6 +26,7 @@ mod sqlite;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::durable::DurableError;
 use crate::exit::Exit;
 use crate::format::entry::{Entry, Outcome};
 use crate::format::record::{LogId, RecordError, StoredMembership};
@@ -205,6 +207,9 @@ pub enum StorageError {
     /// A metadata record is damaged.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// A file operation fails.
+    #[error(transparent)]
+    File(#[from] DurableError),
     /// The node is stopping.
     #[error("the state machine is closed; the node is stopping")]
     Closed,
@@ -220,6 +225,7 @@ impl StorageError {
             Self::OpenRedb { source, .. } | Self::Redb { source, .. } => {
                 matches!(&**source, ::redb::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull)
             }
+            Self::File(error) => error.io().kind() == std::io::ErrorKind::StorageFull,
             _ => false,
         }
     }
@@ -236,6 +242,7 @@ impl StorageError {
             },
             Self::Sqlite { .. } => Exit::Io,
             Self::NoTable { .. } | Self::Record(_) => Exit::Data,
+            Self::File(error) => error.exit(),
             Self::Closed => Exit::Software,
         }
     }

@@ -41,7 +41,8 @@ use crate::lock::LockedDir;
 use crate::migration::progress::Control;
 use crate::migration::{self, MigrationError, Options, Prepared};
 use crate::notify::Notify;
-use crate::storage::{self, StateMachine, StorageError};
+use crate::raft::{self, Node};
+use crate::storage::{self, StorageError};
 use crate::telemetry::{self, Chain, LogOptions, events};
 
 /// How long requests under way may take once the node stops.
@@ -74,8 +75,8 @@ pub fn run(arguments: &Arguments) -> Exit {
         Err(error) => return failed_early(&error, error.exit(), &notify),
     };
     let dir = DataDir::new(loaded.settings.node.data_dir.clone());
-    let mut node = Node::new(arguments, loaded, handle, notify.clone());
-    match node.run(&dir) {
+    let mut life = Life::new(arguments, loaded, handle, notify.clone());
+    match life.run(&dir) {
         Ok(()) => Exit::Ok,
         Err(error) => {
             let (exit, message_id) = (error.exit(), error.message_id());
@@ -84,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Exit {
                 ASPEN_EXIT = exit.code(),
                 ASPEN_DATA_DIR = %dir.path().display(),
                 ASPEN_SOURCE = %dir.redb().display(),
-                ASPEN_PHASE = node.failed_in,
+                ASPEN_PHASE = life.failed_in,
                 "{}",
                 Chain(&error)
             );
@@ -101,7 +102,7 @@ fn failed_early(error: &(dyn std::error::Error + 'static), exit: Exit, notify: &
     exit
 }
 
-struct Node<'a> {
+struct Life<'a> {
     arguments: &'a Arguments,
     loaded: Loaded,
     log: telemetry::Handle,
@@ -113,7 +114,7 @@ struct Node<'a> {
     failed_in: Option<&'static str>,
 }
 
-impl<'a> Node<'a> {
+impl<'a> Life<'a> {
     fn new(
         arguments: &'a Arguments,
         loaded: Loaded,
@@ -197,16 +198,15 @@ impl<'a> Node<'a> {
         let draining_since = Instant::now();
         self.shared.set(Phase::Stopping);
         drop(drain);
-        let state_machine = match lived {
-            Ok(Some(state_machine)) => state_machine,
+        let node = match lived {
+            Ok(Some(node)) => node,
             Ok(None) => return Ok(()),
             Err(error) => return Err(error),
         };
         if tokio::time::timeout(DRAIN_TIME, server).await.is_err() {
             tracing::warn!("Requests were still under way after {DRAIN_TIME:?} and are cut off");
         }
-        let closed = tokio::task::spawn_blocking(move || state_machine.close()).await;
-        closed.map_err(|_| NodeError::Bug)??;
+        node.stop().await?;
         let milliseconds = draining_since.elapsed().as_millis();
         tracing::info!(
             MESSAGE_ID = events::NODE_STOPPED,
@@ -223,7 +223,7 @@ impl<'a> Node<'a> {
         address: std::net::SocketAddr,
         signals: &mut Signals,
         server: &mut tokio::task::JoinHandle<std::io::Result<()>>,
-    ) -> Result<Option<Arc<dyn StateMachine>>, NodeError> {
+    ) -> Result<Option<Node>, NodeError> {
         let Some(prepared) = self.prepare(locked, signals).await? else {
             return Ok(None);
         };
@@ -244,7 +244,8 @@ impl<'a> Node<'a> {
                 "The redb backend is deprecated; set storage_backend = \"sqlite\" and restart to migrate"
             );
         }
-        self.shared.set(Phase::Serving(Arc::clone(&state_machine)));
+        let node = Node::start(locked.dir(), state_machine, self.node_options()).await?;
+        self.shared.set(Phase::Serving(node.clone()));
         let milliseconds = self.began.elapsed().as_millis();
         tracing::info!(
             MESSAGE_ID = events::NODE_READY,
@@ -255,8 +256,25 @@ impl<'a> Node<'a> {
         );
         self.notify
             .ready(&format!("Ready: {backend} on http://{address}"));
-        self.serve_until_stopped(backend, signals, server).await?;
-        Ok(Some(state_machine))
+        self.serve_until_stopped(backend, &node, signals, server)
+            .await?;
+        Ok(Some(node))
+    }
+
+    fn node_options(&self) -> raft::Options {
+        let settings = self.settings();
+        let members = settings.cluster.initial_members.iter();
+        raft::Options {
+            id: settings.node.id,
+            members: members
+                .map(|(id, member)| (*id, member.peer.clone()))
+                .collect(),
+            address: settings.cluster.peer_listen.to_string(),
+            election_timeout: Duration::from_millis(1000),
+            heartbeat: Duration::from_millis(150),
+            log_keep: 256 << 20,
+            readers: usize::try_from(settings.cluster.sqlite.pool_size).unwrap_or(1),
+        }
     }
 
     /// Migrates on a thread of its own; `None` when it was told to stop.
@@ -333,6 +351,7 @@ impl<'a> Node<'a> {
     async fn serve_until_stopped(
         &mut self,
         backend: &str,
+        node: &Node,
         signals: &mut Signals,
         server: &mut tokio::task::JoinHandle<std::io::Result<()>>,
     ) -> Result<(), NodeError> {
@@ -347,6 +366,7 @@ impl<'a> Node<'a> {
         }
         // Without a watchdog the timer only has to exist.
         let mut alive = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
+        let mut failed = std::pin::pin!(node.failed());
         loop {
             tokio::select! {
                 _ = alive.tick() => self.notify.ping_watchdog(),
@@ -361,6 +381,7 @@ impl<'a> Node<'a> {
                         self.notify.reloaded(&format!("Ready: {backend}"));
                     }
                 },
+                reason = &mut failed => return Err(NodeError::Failed(reason)),
                 ended = &mut *server => {
                     return Err(match ended {
                         Ok(Err(error)) => NodeError::Serve(error),

@@ -75,6 +75,11 @@ impl Log {
         let _ = (range, max_bytes);
         todo!()
     }
+    /// As [`read`](Self::read), if all of it is in memory: never blocks.
+    pub fn read_recent(&self, range: std::ops::Range<u64>, max_bytes: u64) -> Option<Vec<Entry>> {
+        let _ = (range, max_bytes);
+        todo!()
+    }
     /// A record of the metadata table beyond Raft's own, such as the node's identity.
     pub fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
         let _ = name;
@@ -107,3 +112,10 @@ impl Log {
 /// Why the log cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {}
+
+impl LogError {
+    /// The exit code that fits.
+    pub fn exit(&self) -> crate::exit::Exit {
+        crate::exit::Exit::Io
+    }
+}
