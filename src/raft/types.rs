@@ -31,8 +31,8 @@ pub(super) type Meta = openraft::SnapshotMeta<Leader, u64, BasicNode>;
 
 pub(super) fn to_log_id(id: &Id) -> LogId {
     LogId {
-        term: id.leader_id().term,
-        node_id: id.leader_id().node_id,
+        term: id.committed_leader_id().term,
+        node_id: id.committed_leader_id().node_id,
         index: id.index(),
     }
 }

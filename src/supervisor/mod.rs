@@ -42,7 +42,7 @@ use crate::migration::progress::Control;
 use crate::migration::{self, MigrationError, Options, Prepared};
 use crate::notify::Notify;
 use crate::raft::{self, Node};
-use crate::storage::{self, StorageError};
+use crate::storage::{self, StateMachine, StorageError};
 use crate::telemetry::{self, Chain, LogOptions, events};
 
 /// How long requests under way may take once the node stops.
@@ -244,7 +244,9 @@ impl<'a> Life<'a> {
                 "The redb backend is deprecated; set storage_backend = \"sqlite\" and restart to migrate"
             );
         }
-        let node = Node::start(locked.dir(), state_machine, self.node_options()).await?;
+        let Some(node) = self.join(locked.dir(), state_machine, signals).await? else {
+            return Ok(None);
+        };
         self.shared.set(Phase::Serving(node.clone()));
         let milliseconds = self.began.elapsed().as_millis();
         tracing::info!(
@@ -259,6 +261,41 @@ impl<'a> Life<'a> {
         self.serve_until_stopped(backend, &node, signals, server)
             .await?;
         Ok(Some(node))
+    }
+
+    /// Starts consensus, which applies again what a crash took from the state
+    /// machine; `None` when it was told to stop meanwhile.
+    async fn join(
+        &mut self,
+        dir: &DataDir,
+        state_machine: Arc<dyn StateMachine>,
+        signals: &mut Signals,
+    ) -> Result<Option<Node>, NodeError> {
+        let progress = report::Replay::new(self.notify.clone(), Arc::clone(&state_machine));
+        let mut looks = tokio::time::interval(report::INTERVAL);
+        let mut starting = std::pin::pin!(Node::start(
+            dir,
+            Arc::clone(&state_machine),
+            self.node_options()
+        ));
+        let joined = loop {
+            tokio::select! {
+                started = &mut starting => break started.map(Some)?,
+                _ = looks.tick() => progress.look(),
+                signal = signals.next() => match signal {
+                    Signal::Stop(cause) => {
+                        self.stop_requested(cause);
+                        break None;
+                    }
+                    Signal::Reload => self.reload(),
+                },
+            }
+        };
+        if joined.is_none() {
+            let closed = tokio::task::spawn_blocking(move || state_machine.close());
+            closed.await.map_err(|_| NodeError::Bug)??;
+        }
+        Ok(joined)
     }
 
     fn node_options(&self) -> raft::Options {
