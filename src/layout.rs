@@ -96,6 +96,7 @@ impl DataDir {
         let sqlite = temporary(&self.sqlite());
         let [wal, shm] = sqlite_companions(&sqlite);
         let backup = temporary(&with_suffix(&self.redb(), ".backup"));
-        vec![sqlite, wal, shm, temporary(&self.redb()), backup]
+        let log = temporary(&self.raft_log());
+        vec![sqlite, wal, shm, temporary(&self.redb()), log, backup]
     }
 }

@@ -17,6 +17,7 @@
 //!   batch was applied.
 
 pub mod log;
+pub mod space;
 
 mod memory;
 mod redb;
