@@ -108,7 +108,8 @@ impl DataDir {
         let sqlite = temporary(&self.sqlite());
         let [wal, shm] = sqlite_companions(&sqlite);
         let backup = temporary(&with_suffix(&self.redb(), ".backup"));
-        let mut files = vec![sqlite, wal, shm, temporary(&self.redb()), backup];
+        let log = temporary(&self.raft_log());
+        let mut files = vec![sqlite, wal, shm, temporary(&self.redb()), log, backup];
         files.extend([self.copy(), self.received()]);
         files
     }
