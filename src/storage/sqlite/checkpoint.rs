@@ -35,9 +35,11 @@ use crate::storage::{Checkpoint, Sizes, StorageError};
 /// is written again and again is copied once, short enough to be read quickly
 /// after a crash.
 pub(super) const THRESHOLD_BYTES: u64 = 32 << 20;
-/// What a writer may have to wait for in the last step: some milliseconds.
+/// How little a pass has to find added before the last step is worth it: to
+/// copy and sync so much takes some milliseconds.
 const REST_BYTES: u64 = 1 << 20;
-/// Passes before the last step is left for the next time.
+/// Passes before the last step is taken however much was added meanwhile: a
+/// writer that is faster than the disk has to be slowed down.
 const MOST_PASSES: u32 = 8;
 /// How long the last step waits for readers, and the writer with it.
 const READER_WAIT: Duration = Duration::from_millis(20);
@@ -125,18 +127,19 @@ impl Shared {
         let (began, before) = (Instant::now(), self.sizes());
         let rest_pages = REST_BYTES / self.pulse.page_bytes().max(1);
         let mut pass = files.pass(PASSIVE).map_err(failed)?;
-        let mut near = false;
         for _ in 1..MOST_PASSES {
             let next = files.pass(PASSIVE).map_err(failed)?;
+            let added = next.pages.saturating_sub(pass.copied);
             let moved = next.copied != pass.copied;
-            near = next.pages.saturating_sub(pass.copied) <= rest_pages;
             pass = next;
-            if near || !moved {
+            if added <= rest_pages || !moved {
                 break;
             }
         }
         let (mut complete, mut held) = (false, Duration::ZERO);
-        if near {
+        // A writer that outruns the passes has to wait after all; a reader of an
+        // old state is not waited for.
+        if pass.pages.saturating_sub(pass.copied) <= rest_pages {
             // Or the last step would wait for all of it, and the writer with it.
             durable::fsync(&files.database, &self.path)?;
             // A snapshot holds on to the log for long, no use to wait for it.

@@ -320,3 +320,6 @@ fn in_view<T>(
         false => read(),
     }
 }
+
+#[cfg(test)]
+mod tests;
