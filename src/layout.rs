@@ -90,12 +90,26 @@ pub fn temporary(path: &Path) -> PathBuf {
 }
 
 impl DataDir {
-    /// Every file that an interrupted run of ours can have left half-made.
+    /// Every file that an interrupted run of ours can have left half-made of
+    /// the state machine.
     #[must_use]
     pub fn possible_leftovers(&self) -> Vec<PathBuf> {
         let sqlite = temporary(&self.sqlite());
         let [wal, shm] = sqlite_companions(&sqlite);
-        let backup = temporary(&with_suffix(&self.redb(), ".backup"));
+        let backup = temporary_backup(&self.redb());
         vec![sqlite, wal, shm, temporary(&self.redb()), backup]
     }
+
+    /// The same of the Raft log.
+    #[must_use]
+    pub fn possible_leftovers_of_log(&self) -> Vec<PathBuf> {
+        let log = self.raft_log();
+        vec![temporary(&log), temporary_backup(&log)]
+    }
+}
+
+/// The name under which a backup of `path` is made.
+#[must_use]
+pub fn temporary_backup(path: &Path) -> PathBuf {
+    temporary(&with_suffix(path, ".backup"))
 }

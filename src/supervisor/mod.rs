@@ -83,7 +83,7 @@ pub fn run(arguments: &Arguments) -> Exit {
                 MESSAGE_ID = message_id,
                 ASPEN_EXIT = exit.code(),
                 ASPEN_DATA_DIR = %dir.path().display(),
-                ASPEN_SOURCE = %dir.redb().display(),
+                ASPEN_SOURCE = %error.source_path().unwrap_or(&dir.redb()).display(),
                 ASPEN_PHASE = node.failed_in,
                 "{}",
                 Chain(&error)
