@@ -90,21 +90,22 @@ pub fn temporary(path: &Path) -> PathBuf {
 }
 
 impl DataDir {
-    /// Every file that an interrupted run of ours can have left half-made of
-    /// the state machine.
+    /// Every file that an interrupted run of ours can have left half-made.
     #[must_use]
     pub fn possible_leftovers(&self) -> Vec<PathBuf> {
         let sqlite = temporary(&self.sqlite());
         let [wal, shm] = sqlite_companions(&sqlite);
         let backup = temporary_backup(&self.redb());
-        vec![sqlite, wal, shm, temporary(&self.redb()), backup]
+        let mut all = vec![sqlite, wal, shm, temporary(&self.redb()), backup];
+        all.extend(self.possible_leftovers_of_log());
+        all
     }
 
-    /// The same of the Raft log.
+    /// Those of them that belong to the Raft log.
     #[must_use]
-    pub fn possible_leftovers_of_log(&self) -> Vec<PathBuf> {
+    pub fn possible_leftovers_of_log(&self) -> [PathBuf; 2] {
         let log = self.raft_log();
-        vec![temporary(&log), temporary_backup(&log)]
+        [temporary(&log), temporary_backup(&log)]
     }
 }
 

@@ -76,14 +76,13 @@ pub enum InspectError {
 pub fn inspect(dir: &DataDir, backend: Backend) -> Result<Inventory, InspectError> {
     let mut inventory = Inventory {
         log: log(&dir.raft_log())?,
-        leftovers: present(dir.possible_leftovers_of_log())?,
         ..Inventory::default()
     };
     if backend == Backend::Memory {
+        inventory.leftovers = present(dir.possible_leftovers_of_log())?;
         return Ok(inventory);
     }
-    let leftovers = present(dir.possible_leftovers())?;
-    inventory.leftovers.extend(leftovers);
+    inventory.leftovers = present(dir.possible_leftovers())?;
     if let Some(about) = regular(&dir.redb())? {
         inventory.redb = Some(RedbFile {
             identity: redb(&dir.redb())?,

@@ -191,19 +191,13 @@ fn read(source: &Source, control: &Control<'_>) -> Result<(LogContents, u64), Mi
     }
     let (mut digester, mut bytes, mut last) = (Digester::default(), 0, None);
     let total = source.entries()?;
-    scan(
-        source,
-        Phase::LogRead,
-        total,
-        control,
-        &mut |index, entry| {
-            check(source.path(), last, index, entry)?;
-            last = Some(index);
-            bytes += (size_of::<u64>() + entry.len()) as u64;
-            raft_log::add(&mut digester, index, entry);
-            Ok(())
-        },
-    )?;
+    scan(source, Phase::LogRead, total, control, |index, entry| {
+        check(source.path(), last, index, entry)?;
+        last = Some(index);
+        bytes += (size_of::<u64>() + entry.len()) as u64;
+        raft_log::add(&mut digester, index, entry);
+        Ok(())
+    })?;
     let entries = digester.finish();
     control.observer.event(&Event::Finished(Phase::LogRead));
     Ok((LogContents { entries, records }, bytes))
@@ -262,7 +256,7 @@ fn scan(
     phase: Phase,
     total: u64,
     control: &Control<'_>,
-    sink: &mut dyn FnMut(u64, &[u8]) -> Result<(), MigrationError>,
+    mut sink: impl FnMut(u64, &[u8]) -> Result<(), MigrationError>,
 ) -> Result<(), MigrationError> {
     control.observer.work(phase, 0, total);
     let (mut failed, mut done) = (None, 0);
@@ -358,7 +352,7 @@ impl Examined {
             Phase::LogCopy,
             total,
             control,
-            &mut |index, entry| {
+            |index, entry| {
                 copied += 1;
                 #[cfg(debug_assertions)]
                 super::copy::dawdle(copied, total, control);
