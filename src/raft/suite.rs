@@ -10,9 +10,13 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::types::Types;
-use crate::config::settings::Backend;
+use crate::config::settings::{Backend, BackupKind, Verify};
 use crate::layout::DataDir;
+use crate::lock::LockedDir;
+use crate::migration::progress::{Control, Event, Observer, Phase};
+use crate::migration::{self, Options};
 use crate::storage::log::Log;
+use crate::storage::{self, StateMachine};
 
 struct Builder(Backend);
 
@@ -21,7 +25,7 @@ impl StoreBuilder<Types, LogStore, Machine, tempfile::TempDir> for Builder {
         let home = tempfile::tempdir().unwrap();
         let dir = DataDir::new(home.path());
         let log = LogStore(Log::open(&dir.raft_log()).unwrap());
-        let state_machine = crate::storage::fresh(&dir, self.0).unwrap();
+        let state_machine = fresh(&dir, self.0);
         let machine = Machine {
             state_machine,
             condition: Arc::new(Condition::default()),
@@ -29,6 +33,31 @@ impl StoreBuilder<Types, LogStore, Machine, tempfile::TempDir> for Builder {
         };
         Ok((home, log, machine))
     }
+}
+
+struct Silent;
+
+impl Observer for Silent {
+    fn event(&self, _event: &Event<'_>) {}
+    fn work(&self, _phase: Phase, _done: u64, _total: u64) {}
+}
+
+fn fresh(dir: &DataDir, backend: Backend) -> Arc<dyn StateMachine> {
+    let locked = LockedDir::take(dir.clone(), "suite").unwrap();
+    let options = Options {
+        backend,
+        backup: BackupKind::Copy,
+        keep_backups: 3,
+        verify: Verify::Full,
+        config_file: None,
+        program: "suite".into(),
+    };
+    let control = Control {
+        observer: &Silent,
+        stop: Arc::default(),
+    };
+    let prepared = migration::prepare(&locked, &options, &control).unwrap();
+    storage::open(&prepared, 2).unwrap()
 }
 
 #[test]

@@ -16,6 +16,7 @@
 
 mod arguments;
 mod error;
+mod replay;
 mod report;
 mod signals;
 
@@ -29,6 +30,7 @@ use tokio::sync::oneshot;
 
 pub use self::arguments::Arguments;
 use self::error::NodeError;
+use self::replay::Replay;
 use self::report::Reporter;
 use self::signals::{Signal, Signals};
 use crate::config::Loaded;
@@ -84,7 +86,7 @@ pub fn run(arguments: &Arguments) -> Exit {
                 MESSAGE_ID = message_id,
                 ASPEN_EXIT = exit.code(),
                 ASPEN_DATA_DIR = %dir.path().display(),
-                ASPEN_SOURCE = %dir.redb().display(),
+                ASPEN_SOURCE = %error.source_path().unwrap_or(&dir.redb()).display(),
                 ASPEN_PHASE = life.failed_in,
                 "{}",
                 Chain(&error)
@@ -271,8 +273,8 @@ impl<'a> Life<'a> {
         state_machine: Arc<dyn StateMachine>,
         signals: &mut Signals,
     ) -> Result<Option<Node>, NodeError> {
-        let progress = report::Replay::new(self.notify.clone(), Arc::clone(&state_machine));
-        let mut looks = tokio::time::interval(report::INTERVAL);
+        let progress = Replay::new(self.notify.clone(), Arc::clone(&state_machine));
+        let mut looks = tokio::time::interval(replay::INTERVAL);
         let mut starting = std::pin::pin!(Node::start(
             dir,
             Arc::clone(&state_machine),

@@ -74,6 +74,8 @@ events! {
     MIGRATION_BACKUP = "8f8decaa1f1b4c1c9194f2ebfcaf2ba3" [ASPEN_SOURCE, ASPEN_BACKUP, ASPEN_BYTES];
     /// The source of a migration is damaged.
     SOURCE_DAMAGED = "f6c616980dad4fbea332c4172ce46d8a" [ASPEN_SOURCE];
+    /// The legacy Raft log is in the current file format.
+    RAFT_LOG_TAKEN_OVER = "a3244b3c19024bfdaf52fc352a16012f" [ASPEN_SOURCE, ASPEN_BACKUP, ASPEN_FORMAT_FROM, ASPEN_FORMAT_TO, ASPEN_ENTRIES, ASPEN_DURATION_MS];
     /// A migration is complete: verified, published, recorded.
     MIGRATION_COMPLETED = "1eafa8d1880e457aaeb0f88c97fc8bb6" [ASPEN_SOURCE, ASPEN_TARGET, ASPEN_BACKUP, ASPEN_KEYS, ASPEN_CHECKSUM, ASPEN_DURATION_MS];
     /// A migration failed; the source is as it was.
