@@ -77,6 +77,8 @@ const MEMORY: f64 = 256.0;
 
 /// What one peer showed in one round.
 struct Sample {
+    /// What the disk did just before.
+    fdatasync_rate: f64,
     load_rate: f64,
     phases: Vec<Outcome>,
     memory: Memory,
@@ -98,9 +100,9 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
     for round in 1..=bench.rounds() {
         for &peer in &bench.peers {
             settle();
-            disk.0.push(fdatasync_rate(&bench.dir)?);
             eprintln!("round {round}: {}", peer.name());
             let sample = one(bench, peer, shape).await?;
+            disk.0.push(sample.fdatasync_rate);
             samples.entry(peer).or_default().push(sample);
         }
     }
@@ -118,6 +120,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
 
 async fn one(bench: &Bench, peer: Peer, shape: Shape) -> Result<Sample> {
     let dir = bench.empty_dir("compare")?;
+    let fdatasync_rate = fdatasync_rate(&dir)?;
     let mut server = Server::start(&bench.programs, peer, &dir)?;
     let mut memory = Memory::default();
     let load_rate = fill(&server, shape).await?;
@@ -148,6 +151,7 @@ async fn one(bench: &Bench, peer: Peer, shape: Shape) -> Result<Sample> {
     let disk = crate::size_of(&dir)?;
     std::fs::remove_dir_all(dir)?;
     Ok(Sample {
+        fdatasync_rate,
         load_rate,
         phases,
         memory,
@@ -229,7 +233,10 @@ impl<'a> Row<'a> {
             let (figure, _) = figure(peer)?;
             Some(figure / etcd?)
         };
-        let told = |peer| ratio(peer).map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let told = |peer| match ratio(peer) {
+            Some(ratio) if !ratio.is_nan() => format!("{ratio:.2}"),
+            _ => String::new(),
+        };
         let ours = figure(Peer::Sqlite).map(|(figure, _)| figure);
         let reached = match &self.reach {
             Some(Reach::Over(bound)) => reaches(
@@ -294,6 +301,25 @@ fn print(samples: &Samples) {
         let driver = |sample: &Sample| sample.phases[at].driver_cores;
         Row::new("cores busy with the driver", table::fraction, &driver).print(samples);
     }
+    let others = |sample: &Sample| {
+        let others = sample.phases.iter().map(|phase| phase.other_cores);
+        others.fold(0.0, f64::max)
+    };
+    Row::new(
+        "cores busy with anything else, worst phase",
+        table::fraction,
+        &others,
+    )
+    .worst()
+    .print(samples);
+    let disk = |sample: &Sample| sample.fdatasync_rate;
+    Row::new(
+        "fdatasync of 4 KiB just before, a second",
+        table::rate,
+        &disk,
+    )
+    .with_spread()
+    .print(samples);
     let load = |sample: &Sample| sample.load_rate;
     Row::new(
         "bulk load, 128 keys a request, keys a second",

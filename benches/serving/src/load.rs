@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::client::{Client, Failure};
 use crate::common::Result;
 use crate::data::{Pair, Random, Shape};
-use crate::server::{Peer, Server};
+use crate::server::{Peer, Server, cpu, machine_cpu};
 
 /// Before measuring, until connections are warm and queues are as they stay.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -25,6 +25,8 @@ const LOADERS: u64 = 8;
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 /// Puts that a connection can make before its numbers meet those of the next.
 const PUTS_OF_A_CONNECTION: u64 = 1_000_000_000;
+/// This process.
+const DRIVER: &str = "/proc/self/stat";
 const NANOS_PER_SECOND: f64 = 1e9;
 
 /// What the connections ask for.
@@ -112,6 +114,8 @@ pub(crate) struct Outcome {
     /// Processors that the server and the driver kept busy, of those there are.
     pub(crate) server_cores: f64,
     pub(crate) driver_cores: f64,
+    /// And everything else on the machine: what a quiet one has little of.
+    pub(crate) other_cores: f64,
 }
 
 impl Outcome {
@@ -161,12 +165,13 @@ pub(crate) async fn measure(
     let window = Arc::new(Windows::new(2));
     let mut load = Load::start(server, shape, request, connections, Arc::clone(&window)).await?;
     sleep(WARM_UP).await;
-    let (began, server_cpu, driver_cpu) = (Instant::now(), server.cpu()?, driver_cpu()?);
+    let began = Instant::now();
+    let before = [server.cpu()?, cpu(DRIVER.as_ref())?, machine_cpu()?];
     window.switch_to(1);
     sleep(time).await;
-    let server_cores = server.cpu()? - server_cpu;
-    let driver_cores = self::driver_cpu()? - driver_cpu;
+    let after = [server.cpu()?, cpu(DRIVER.as_ref())?, machine_cpu()?];
     let elapsed = began.elapsed().as_secs_f64();
+    let cores = |of: usize| (after[of] - before[of]) / elapsed;
     window.end();
     let mut windows = load.join(server).await?;
     let mut latencies = windows.swap_remove(1);
@@ -175,13 +180,10 @@ pub(crate) async fn measure(
     Ok(Outcome {
         latencies,
         seconds: elapsed,
-        server_cores: server_cores / elapsed,
-        driver_cores: driver_cores / elapsed,
+        server_cores: cores(0),
+        driver_cores: cores(1),
+        other_cores: (cores(2) - cores(0) - cores(1)).max(0.0),
     })
-}
-
-fn driver_cpu() -> Result<f64> {
-    crate::server::cpu("/proc/self/stat".as_ref())
 }
 
 /// Tells which histogram a request belongs to while the load goes on.

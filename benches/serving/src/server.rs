@@ -251,6 +251,21 @@ pub(crate) fn cpu(stat: &Path) -> Result<f64> {
     Ok(ticks / TICKS_PER_SECOND)
 }
 
+/// Processor time of the whole machine that was not idle, in seconds; what its
+/// host took away counts as used.
+pub(crate) fn machine_cpu() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace();
+    let ticks: Vec<f64> = fields.filter_map(|field| field.parse().ok()).collect();
+    match ticks[..] {
+        // What guests use is part of what users do.
+        [user, nice, system, _idle, _io, irq, soft, stolen, ..] => {
+            Ok((user + nice + system + irq + soft + stolen) / TICKS_PER_SECOND)
+        }
+        _ => Err("/proc/stat has fewer fields than expected".into()),
+    }
+}
+
 /// A port of the loopback that nobody uses, most likely for some time yet.
 fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())

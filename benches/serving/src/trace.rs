@@ -154,3 +154,44 @@ fn print(peer: Peer, lines: &[&str]) {
     }
     println!("```");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WRITE: &str = "7 10:00:00.1 pwrite64(9</d/data/raft-log.redb>, \"x\", 1, 0) = 1";
+    const SYNC: &str = "7 10:00:00.2 fdatasync(9</d/data/raft-log.redb>) = 0";
+    const BEGUN: &str = "7 10:00:00.2 fdatasync(9</d/data/raft-log.redb> <unfinished ...>";
+    const RETURNED: &str = "7 10:00:00.3 <... fdatasync resumed>) = 0";
+
+    #[test]
+    fn a_put_is_durable_once_the_log_is_written_and_synced() {
+        durable(&[WRITE, SYNC]).unwrap();
+        durable(&[WRITE, BEGUN, RETURNED]).unwrap();
+    }
+
+    #[test]
+    fn a_sync_that_fails_or_has_not_returned_or_was_for_something_else_does_not_count() {
+        for lines in [
+            vec![WRITE],
+            vec![SYNC, WRITE],
+            vec![WRITE, BEGUN],
+            vec![WRITE, BEGUN, "8 10:00:00.3 <... fdatasync resumed>) = 0"],
+            vec![
+                WRITE,
+                BEGUN,
+                "7 10:00:00.3 <... fdatasync resumed>) = -1 EIO",
+            ],
+            vec![
+                WRITE,
+                "7 10:00:00.2 fdatasync(9</d/data/raft-log.redb>) = -1 EIO",
+            ],
+            vec![
+                WRITE,
+                "7 10:00:00.2 fdatasync(9</d/data/state-machine.db>) = 0",
+            ],
+        ] {
+            durable(&lines).unwrap_err();
+        }
+    }
+}
