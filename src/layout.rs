@@ -90,12 +90,27 @@ pub fn temporary(path: &Path) -> PathBuf {
 }
 
 impl DataDir {
+    /// Where a copy of the state machine is made, for a backup or for a peer.
+    #[must_use]
+    pub fn copy(&self) -> PathBuf {
+        temporary(&self.0.join("copy.db"))
+    }
+
+    /// Where a copy that a peer sends is kept until it is installed.
+    #[must_use]
+    pub fn received(&self) -> PathBuf {
+        temporary(&self.0.join("received.db"))
+    }
+
     /// Every file that an interrupted run of ours can have left half-made.
     #[must_use]
     pub fn possible_leftovers(&self) -> Vec<PathBuf> {
         let sqlite = temporary(&self.sqlite());
         let [wal, shm] = sqlite_companions(&sqlite);
         let backup = temporary(&with_suffix(&self.redb(), ".backup"));
-        vec![sqlite, wal, shm, temporary(&self.redb()), backup]
+        let log = temporary(&self.raft_log());
+        let mut files = vec![sqlite, wal, shm, temporary(&self.redb()), log, backup];
+        files.extend([self.copy(), self.received()]);
+        files
     }
 }

@@ -13,7 +13,12 @@ pub struct FilterError {
     part: String,
 }
 
-/// Parses `LEVEL` and `TARGET=LEVEL`, separated by commas.
+/// The consensus library tells developers its every step at `info`; operators
+/// who want that ask for this target.
+const CHATTY: &str = "openraft";
+
+/// Parses `LEVEL` and `TARGET=LEVEL`, separated by commas. A level for all
+/// targets is for `openraft` no more than `warn`.
 ///
 /// Stricter than the parsers of `tracing-subscriber`: there a misspelt level,
 /// `inof`, is a target, which silences everything else without a word.
@@ -32,7 +37,15 @@ pub fn parse(filter: &str) -> Result<Targets, FilterError> {
             };
             let level = level_of(level).filter(|_| target != Some(""));
             match (target, level) {
-                (None, Some(level)) => Ok(targets.with_default(level)),
+                (None, Some(level)) => {
+                    let chatty = level.min(LevelFilter::WARN);
+                    let own = targets.iter().any(|(target, _)| target == CHATTY);
+                    let targets = targets.with_default(level);
+                    Ok(match own {
+                        true => targets,
+                        false => targets.with_target(CHATTY, chatty),
+                    })
+                }
                 (Some(target), Some(level)) => Ok(targets.with_target(target, level)),
                 (_, None) => Err(FilterError {
                     filter: filter.to_owned(),
@@ -68,6 +81,22 @@ mod tests {
         assert!(!filter.would_enable("aspen::http", &Level::DEBUG));
         assert!(filter.would_enable("aspen::raft::log", &Level::DEBUG));
         assert!(!filter.would_enable("hyper::proto", &Level::ERROR));
+    }
+
+    #[test]
+    fn the_consensus_library_is_quiet_unless_asked() {
+        let filter = parse("debug").unwrap();
+        assert!(filter.would_enable("openraft::core", &Level::WARN));
+        assert!(!filter.would_enable("openraft::core", &Level::INFO));
+        assert!(
+            !parse("off")
+                .unwrap()
+                .would_enable("openraft", &Level::ERROR)
+        );
+        for asked in ["info,openraft=debug", "openraft=debug,info"] {
+            let filter = parse(asked).unwrap();
+            assert!(filter.would_enable("openraft::core", &Level::DEBUG));
+        }
     }
 
     #[test]

@@ -112,6 +112,12 @@ pub fn encode_position(name: &'static str, id: LogId) -> Result<Vec<u8>, RecordE
     encode(name, &id)
 }
 
+/// The bytes of another type in this encoding, to compare it with a record here.
+#[cfg(test)]
+pub(crate) fn encode_as_consensus_does<T: Serialize>(value: &T) -> Result<Vec<u8>, RecordError> {
+    encode("consensus", value)
+}
+
 pub(super) fn encode<T: Serialize>(name: &'static str, value: &T) -> Result<Vec<u8>, RecordError> {
     // Its defaults: little-endian, fixed-width integers.
     bincode::serialize(value).map_err(|source| RecordError {

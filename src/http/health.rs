@@ -1,7 +1,5 @@
 //! `/health` for people and their scripts, `/livez` and `/readyz` for supervisors.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -10,13 +8,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Phase, Shared};
-use crate::storage::StateMachine;
-use crate::telemetry::Chain;
+use crate::raft::Node;
 
 /// Whether the node is well, on what storage, and how far it has applied.
 pub(super) async fn health(State(shared): State<Shared>) -> Response {
     match shared.phase() {
-        Phase::Serving(state_machine) => serving(state_machine).await,
+        Phase::Serving(node) => serving(node).await,
         Phase::Migrating(progress) => not_ready(json!({
             "status": "migrating",
             "phase": progress.phase,
@@ -42,26 +39,14 @@ struct Healthy {
     last_applied: Option<u64>,
 }
 
-async fn serving(state_machine: Arc<dyn StateMachine>) -> Response {
-    let backend = state_machine.backend();
-    let read =
-        tokio::task::spawn_blocking(move || state_machine.applied().map(|a| a.last_applied)).await;
-    match read {
-        Ok(Ok(last_applied)) => {
-            let last_applied = last_applied.map(|id| id.index);
-            Json(Healthy {
-                status: "healthy",
-                storage: backend,
-                last_applied,
-            })
-            .into_response()
-        }
-        Ok(Err(error)) => {
-            tracing::error!("The state machine cannot be read: {}", Chain(&error));
-            not_ready(unhealthy("failing"))
-        }
-        Err(_) => not_ready(unhealthy("stopping")),
-    }
+async fn serving(node: Node) -> Response {
+    let status = node.status();
+    Json(Healthy {
+        status: "healthy",
+        storage: status.backend,
+        last_applied: status.last_applied.map(|id| id.index),
+    })
+    .into_response()
 }
 
 fn unhealthy(storage: &str) -> Value {

@@ -9,7 +9,6 @@ use serde_json::json;
 
 use super::error::ApiError;
 use super::{Phase, Shared};
-use crate::telemetry::Chain;
 
 /// What precedes the key in a path.
 const PREFIX: &str = "/api/kv/";
@@ -17,26 +16,39 @@ const PREFIX: &str = "/api/kv/";
 /// The value of a key, from this node's own state machine.
 pub(super) async fn get(State(shared): State<Shared>, uri: Uri) -> Result<Response, ApiError> {
     let key = key_of(&uri)?;
-    let Phase::Serving(state_machine) = shared.phase() else {
+    let Phase::Serving(node) = shared.phase() else {
         return Err(ApiError::unavailable("the node is stopping"));
     };
-    // SQLite and redb block; the event loop must not.
-    let read = tokio::task::spawn_blocking(move || {
-        let value = state_machine
-            .get(std::slice::from_ref(&key))
-            .map(|mut v| v.remove(0));
-        value.map(|value| value.map(|value| (key, value)))
-    });
-    match read.await {
-        Ok(Ok(Some((key, value)))) => {
-            Ok(Json(json!({ "key": key, "value": value })).into_response())
-        }
-        Ok(Ok(None)) => Err(ApiError::no_key()),
-        Ok(Err(error)) => {
-            tracing::error!("A key cannot be read: {}", Chain(&error));
-            Err(ApiError::storage())
-        }
-        Err(_) => Err(ApiError::unavailable("the node is stopping")),
+    match node
+        .get(key.clone(), crate::raft::Consistency::Linearizable)
+        .await
+    {
+        Ok(Some(value)) => Ok(Json(json!({ "key": key, "value": value })).into_response()),
+        Ok(None) => Err(ApiError::no_key()),
+        Err(error) => Err(ApiError::unavailable(error.to_string())),
+    }
+}
+
+/// For now.
+pub(super) async fn put(
+    State(shared): State<Shared>,
+    uri: Uri,
+    Json(body): Json<serde_json::Value>,
+) -> Result<Response, ApiError> {
+    let key = key_of(&uri)?;
+    let Phase::Serving(node) = shared.phase() else {
+        return Err(ApiError::unavailable("the node is stopping"));
+    };
+    let value = body["value"].as_str().unwrap_or_default().to_owned();
+    match node
+        .write(crate::format::entry::Request::Set {
+            key: key.clone(),
+            value: value.clone(),
+        })
+        .await
+    {
+        Ok(w) => Ok(Json(json!({ "key": key, "value": value, "index": w.index })).into_response()),
+        Err(error) => Err(ApiError::unavailable(error.to_string())),
     }
 }
 

@@ -22,7 +22,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use self::error::ApiError;
-use crate::storage::StateMachine;
+use crate::raft::Node;
 
 /// What the node is doing, as the API tells it.
 #[derive(Clone, Default)]
@@ -33,7 +33,7 @@ pub enum Phase {
     /// A migration is under way.
     Migrating(Progress),
     /// Requests are served.
-    Serving(Arc<dyn StateMachine>),
+    Serving(Node),
     /// The node is on its way down.
     Stopping,
 }
@@ -94,7 +94,7 @@ fn router(shared: Shared, address: SocketAddr) -> Router {
         .route("/readyz", get(health::readyz))
         .merge(
             Router::new()
-                .route("/api/kv/{*key}", get(kv::get))
+                .route("/api/kv/{*key}", get(kv::get).post(kv::put).put(kv::put))
                 .fallback(|| async { ApiError::no_route() })
                 .layer(middleware::from_fn_with_state(shared.clone(), when_serving)),
         )

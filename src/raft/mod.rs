@@ -1,12 +1,47 @@
 //! The node: consensus on the log, and what it applies. The only module that
-//! names openraft. (Skeleton: the interface is settled, the rest is being built.)
+//! names openraft.
+//!
+//! - `types`: the types of consensus, and how they map to records.
+//! - `log`, `machine`, `network`: openraft's views of the log store, the state
+//!   machine and the peers.
+//! - `start`: what is checked before consensus starts.
+//! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
+//!   log is shortened.
+//!
+//! Invariants:
+//!
+//! - A write is answered when it is durable on a majority and applied here. One
+//!   that is refused ([`RequestError::NoLeader`], [`RequestError::DiskFull`])
+//!   never entered the log; one that is [`RequestError::Unconfirmed`] did.
+//! - The log is purged only up to what the state machine has made durable.
+//! - An error of the disk that is not just a full one ends the node: what it
+//!   would answer afterwards could not be trusted.
+
+mod compact;
+mod log;
+mod machine;
+mod network;
+mod node;
+mod reads;
+mod start;
+#[cfg(test)]
+mod suite;
+mod types;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::format::entry::{Outcome, Request};
+use crate::format::entry::Outcome;
 use crate::format::record::LogId;
-use crate::storage::{Checkpoint, Page, Range, Sizes, StorageError};
+use crate::storage::{Sizes, StorageError};
+
+pub use self::node::{Node, Options};
+pub use self::start::StartError;
+
+/// How long a request may wait for its confirmation: several elections at the
+/// longest timeout that makes sense, and less than clients wait.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
 
 /// How fresh a read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +98,6 @@ pub struct SnapshotDone {
 pub struct Backup {
     /// The SQLite database, at its beginning.
     pub file: File,
-    /// Its bytes.
-    pub bytes: u64,
     /// The last entry it holds.
     pub last_applied: Option<LogId>,
 }
@@ -89,7 +122,7 @@ pub struct Status {
     pub node_id: u64,
     /// The cluster's id.
     pub cluster_id: String,
-    /// `leader`, `follower`, `candidate` or `learner`.
+    /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
     pub role: &'static str,
     /// The current term.
     pub term: u64,
@@ -119,50 +152,4 @@ pub struct Status {
     pub full: Option<String>,
     /// Why this node cannot go on, if so: it exits soon.
     pub failed: Option<String>,
-}
-
-/// A running node; a cheap handle.
-#[derive(Clone)]
-pub struct Node {}
-
-impl Node {
-    /// Writes; answered once it is durable on a majority and applied.
-    pub async fn write(&self, request: Request) -> Result<Written, RequestError> {
-        let _ = request;
-        todo!()
-    }
-    /// The value of a key.
-    pub async fn get(
-        &self,
-        key: String,
-        consistency: Consistency,
-    ) -> Result<Option<String>, RequestError> {
-        let _ = (key, consistency);
-        todo!()
-    }
-    /// A page of pairs.
-    pub async fn scan(&self, range: Range, consistency: Consistency) -> Result<Page, RequestError> {
-        let _ = (range, consistency);
-        todo!()
-    }
-    /// Truncates the write-ahead log; `None` on an engine without one.
-    pub async fn checkpoint(&self) -> Result<Option<Checkpoint>, RequestError> {
-        todo!()
-    }
-    /// Makes a Raft snapshot now and lets the log be purged.
-    pub async fn snapshot(&self) -> Result<SnapshotDone, RequestError> {
-        todo!()
-    }
-    /// Makes a consistent copy while serving.
-    pub async fn backup(&self) -> Result<Backup, RequestError> {
-        todo!()
-    }
-    /// Whether linearizable requests would be served now: a leader is known and confirmed.
-    pub async fn ready(&self) -> Result<(), RequestError> {
-        todo!()
-    }
-    /// What is going on.
-    pub fn status(&self) -> Status {
-        todo!()
-    }
 }

@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::lock::LockError;
 use crate::migration::MigrationError;
 use crate::migration::source::SourceError;
+use crate::raft::StartError;
 use crate::storage::StorageError;
 use crate::telemetry::{TelemetryError, events};
 
@@ -39,6 +40,10 @@ pub(super) enum NodeError {
     Migration(#[from] MigrationError),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error(transparent)]
+    Raft(#[from] StartError),
+    #[error("the node cannot go on: {0}")]
+    Failed(String),
     #[error("a thread of the node ended unexpectedly; please report this with the log")]
     Bug,
 }
@@ -55,6 +60,8 @@ impl NodeError {
             }
             Self::Migration(error) => error.exit(),
             Self::Storage(error) => error.exit(),
+            Self::Raft(error) => error.exit(),
+            Self::Failed(_) => Exit::Io,
             Self::Bug => Exit::Software,
         }
     }

@@ -41,6 +41,7 @@ use crate::lock::LockedDir;
 use crate::migration::progress::Control;
 use crate::migration::{self, MigrationError, Options, Prepared};
 use crate::notify::Notify;
+use crate::raft::{self, Node};
 use crate::storage::{self, StateMachine, StorageError};
 use crate::telemetry::{self, Chain, LogOptions, events};
 
@@ -74,8 +75,8 @@ pub fn run(arguments: &Arguments) -> Exit {
         Err(error) => return failed_early(&error, error.exit(), &notify),
     };
     let dir = DataDir::new(loaded.settings.node.data_dir.clone());
-    let mut node = Node::new(arguments, loaded, handle, notify.clone());
-    match node.run(&dir) {
+    let mut life = Life::new(arguments, loaded, handle, notify.clone());
+    match life.run(&dir) {
         Ok(()) => Exit::Ok,
         Err(error) => {
             let (exit, message_id) = (error.exit(), error.message_id());
@@ -84,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Exit {
                 ASPEN_EXIT = exit.code(),
                 ASPEN_DATA_DIR = %dir.path().display(),
                 ASPEN_SOURCE = %dir.redb().display(),
-                ASPEN_PHASE = node.failed_in,
+                ASPEN_PHASE = life.failed_in,
                 "{}",
                 Chain(&error)
             );
@@ -101,7 +102,7 @@ fn failed_early(error: &(dyn std::error::Error + 'static), exit: Exit, notify: &
     exit
 }
 
-struct Node<'a> {
+struct Life<'a> {
     arguments: &'a Arguments,
     loaded: Loaded,
     log: telemetry::Handle,
@@ -113,7 +114,7 @@ struct Node<'a> {
     failed_in: Option<&'static str>,
 }
 
-impl<'a> Node<'a> {
+impl<'a> Life<'a> {
     fn new(
         arguments: &'a Arguments,
         loaded: Loaded,
@@ -197,16 +198,15 @@ impl<'a> Node<'a> {
         let draining_since = Instant::now();
         self.shared.set(Phase::Stopping);
         drop(drain);
-        let state_machine = match lived {
-            Ok(Some(state_machine)) => state_machine,
+        let node = match lived {
+            Ok(Some(node)) => node,
             Ok(None) => return Ok(()),
             Err(error) => return Err(error),
         };
         if tokio::time::timeout(DRAIN_TIME, server).await.is_err() {
             tracing::warn!("Requests were still under way after {DRAIN_TIME:?} and are cut off");
         }
-        let closed = tokio::task::spawn_blocking(move || state_machine.close()).await;
-        closed.map_err(|_| NodeError::Bug)??;
+        node.stop().await?;
         let milliseconds = draining_since.elapsed().as_millis();
         tracing::info!(
             MESSAGE_ID = events::NODE_STOPPED,
@@ -223,7 +223,7 @@ impl<'a> Node<'a> {
         address: std::net::SocketAddr,
         signals: &mut Signals,
         server: &mut tokio::task::JoinHandle<std::io::Result<()>>,
-    ) -> Result<Option<Arc<dyn StateMachine>>, NodeError> {
+    ) -> Result<Option<Node>, NodeError> {
         let Some(prepared) = self.prepare(locked, signals).await? else {
             return Ok(None);
         };
@@ -244,7 +244,10 @@ impl<'a> Node<'a> {
                 "The redb backend is deprecated; set storage_backend = \"sqlite\" and restart to migrate"
             );
         }
-        self.shared.set(Phase::Serving(Arc::clone(&state_machine)));
+        let Some(node) = self.join(locked.dir(), state_machine, signals).await? else {
+            return Ok(None);
+        };
+        self.shared.set(Phase::Serving(node.clone()));
         let milliseconds = self.began.elapsed().as_millis();
         tracing::info!(
             MESSAGE_ID = events::NODE_READY,
@@ -255,8 +258,60 @@ impl<'a> Node<'a> {
         );
         self.notify
             .ready(&format!("Ready: {backend} on http://{address}"));
-        self.serve_until_stopped(backend, signals, server).await?;
-        Ok(Some(state_machine))
+        self.serve_until_stopped(backend, &node, signals, server)
+            .await?;
+        Ok(Some(node))
+    }
+
+    /// Starts consensus, which applies again what a crash took from the state
+    /// machine; `None` when it was told to stop meanwhile.
+    async fn join(
+        &mut self,
+        dir: &DataDir,
+        state_machine: Arc<dyn StateMachine>,
+        signals: &mut Signals,
+    ) -> Result<Option<Node>, NodeError> {
+        let progress = report::Replay::new(self.notify.clone(), Arc::clone(&state_machine));
+        let mut looks = tokio::time::interval(report::INTERVAL);
+        let mut starting = std::pin::pin!(Node::start(
+            dir,
+            Arc::clone(&state_machine),
+            self.node_options()
+        ));
+        let joined = loop {
+            tokio::select! {
+                started = &mut starting => break started.map(Some)?,
+                _ = looks.tick() => progress.look(),
+                signal = signals.next() => match signal {
+                    Signal::Stop(cause) => {
+                        self.stop_requested(cause);
+                        break None;
+                    }
+                    Signal::Reload => self.reload(),
+                },
+            }
+        };
+        if joined.is_none() {
+            let closed = tokio::task::spawn_blocking(move || state_machine.close());
+            closed.await.map_err(|_| NodeError::Bug)??;
+        }
+        Ok(joined)
+    }
+
+    fn node_options(&self) -> raft::Options {
+        let settings = self.settings();
+        let members = settings.cluster.initial_members.iter();
+        raft::Options {
+            id: settings.node.id,
+            members: members
+                .map(|(id, member)| (*id, member.peer.clone()))
+                .collect(),
+            address: settings.cluster.peer_listen.to_string(),
+            election_timeout: Duration::from_millis(1000),
+            heartbeat: Duration::from_millis(150),
+            log_keep: 256 << 20,
+            readers: usize::try_from(settings.cluster.sqlite.pool_size).unwrap_or(1),
+        }
     }
 
     /// Migrates on a thread of its own; `None` when it was told to stop.
@@ -333,6 +388,7 @@ impl<'a> Node<'a> {
     async fn serve_until_stopped(
         &mut self,
         backend: &str,
+        node: &Node,
         signals: &mut Signals,
         server: &mut tokio::task::JoinHandle<std::io::Result<()>>,
     ) -> Result<(), NodeError> {
@@ -347,6 +403,7 @@ impl<'a> Node<'a> {
         }
         // Without a watchdog the timer only has to exist.
         let mut alive = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
+        let mut failed = std::pin::pin!(node.failed());
         loop {
             tokio::select! {
                 _ = alive.tick() => self.notify.ping_watchdog(),
@@ -361,6 +418,7 @@ impl<'a> Node<'a> {
                         self.notify.reloaded(&format!("Ready: {backend}"));
                     }
                 },
+                reason = &mut failed => return Err(NodeError::Failed(reason)),
                 ended = &mut *server => {
                     return Err(match ended {
                         Ok(Err(error)) => NodeError::Serve(error),

@@ -1,9 +1,10 @@
 //! Where a migration's progress goes: the service manager's status and
 //! timeout, `/health`, and the log.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::http::{self, Shared};
@@ -12,13 +13,49 @@ use crate::migration::Prepared;
 use crate::migration::plan::Decision;
 use crate::migration::progress::{Event, Observer, Phase};
 use crate::notify::Notify;
+use crate::storage::StateMachine;
 use crate::telemetry::{Chain, events};
 
 /// How often progress is told.
-const INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// How much longer the start may take after each progress: longer than the
 /// slowest single step, a sync of what is left in memory, on a slow disk.
 const EXTENSION: Duration = Duration::from_secs(120);
+
+/// Tells that entries of the log are being applied, from their progress alone.
+pub(super) struct Replay {
+    notify: Notify,
+    state_machine: Arc<dyn StateMachine>,
+    seen: Cell<Option<u64>>,
+}
+
+impl Replay {
+    pub(super) fn new(notify: Notify, state_machine: Arc<dyn StateMachine>) -> Self {
+        let seen = Cell::new(applied(state_machine.as_ref()));
+        Self {
+            notify,
+            state_machine,
+            seen,
+        }
+    }
+
+    /// Called every [`INTERVAL`].
+    pub(super) fn look(&self) {
+        let now = applied(self.state_machine.as_ref());
+        if let Some(index) = now
+            && self.seen.replace(now) != now
+        {
+            self.notify
+                .status(&format!("Applying the Raft log: at entry {index}"));
+            self.notify.extend_timeout(EXTENSION);
+        }
+    }
+}
+
+fn applied(state_machine: &dyn StateMachine) -> Option<u64> {
+    let applied = state_machine.applied().ok()?;
+    applied.last_applied.map(|id| id.index)
+}
 
 /// The share of the whole that each phase has, from measured runs; in percent.
 fn share(phase: Phase) -> f64 {

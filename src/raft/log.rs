@@ -1,0 +1,158 @@
+//! openraft's view of the Raft log: types are translated, nothing is decided.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+
+use openraft::alias::{LogIdOf, VoteOf};
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use tokio::sync::oneshot;
+
+use super::types::{
+    RaftEntry, Types, from_entry, from_log_id, from_vote, to_entry, to_log_id, to_vote,
+};
+use crate::storage::log::{Done, Log, LogError};
+
+/// Bytes of entries that one message to a peer holds at most: large enough
+/// that a peer far behind catches up at the speed of the network, small enough
+/// that a heartbeat never waits long behind it.
+const MAX_MESSAGE_BYTES: u64 = 2 << 20;
+
+/// The log as openraft sees it.
+#[derive(Clone)]
+pub(super) struct LogStore(pub(super) Log);
+
+impl LogStore {
+    /// Entries may lie on disk only: reading them must not hold up the event loop.
+    async fn read(
+        &self,
+        range: std::ops::Range<u64>,
+        max_bytes: u64,
+    ) -> io::Result<Vec<RaftEntry>> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entries = if self.0.in_memory(range.start) {
+            self.0.read(range, max_bytes)
+        } else {
+            let log = self.0.clone();
+            tokio::task::spawn_blocking(move || log.read(range, max_bytes))
+                .await
+                .map_err(io::Error::other)?
+        };
+        let entries = entries.map_err(into_io)?;
+        entries.into_iter().map(from_entry).collect()
+    }
+
+    async fn durably(&self, ask: impl FnOnce(&Log, Done)) -> io::Result<()> {
+        let (done, finished) = oneshot::channel();
+        ask(
+            &self.0,
+            Box::new(move |result| {
+                // Nobody waits any more when the node is stopping.
+                let _ = done.send(result);
+            }),
+        );
+        finished
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the log is closed")))
+    }
+}
+
+fn into_io(error: LogError) -> io::Error {
+    io::Error::other(error)
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> std::ops::Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<RaftEntry>> {
+        self.read(bounds(&range), u64::MAX).await
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> io::Result<Vec<RaftEntry>> {
+        self.read(start..end, MAX_MESSAGE_BYTES).await
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<VoteOf<Types>>> {
+        Ok(self.0.vote().map(from_vote))
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let bounds = self.0.bounds();
+        Ok(LogState {
+            last_purged_log_id: bounds.last_purged.map(from_log_id),
+            last_log_id: bounds.last.map(from_log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &VoteOf<Types>) -> io::Result<()> {
+        let vote = to_vote(vote);
+        self.durably(|log, done| log.save_vote(vote, done)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogIdOf<Types>>) -> io::Result<()> {
+        self.0.save_committed(committed.as_ref().map(to_log_id));
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogIdOf<Types>>> {
+        Ok(self.0.committed().map(from_log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries.into_iter().map(to_entry).collect();
+        let done = Box::new(move |result| callback.io_completed(result));
+        self.0.append(entries, done);
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogIdOf<Types>>) -> io::Result<()> {
+        let last = last.as_ref().map(to_log_id);
+        self.durably(|log, done| log.truncate_after(last, done))
+            .await
+    }
+
+    /// Does not wait: an entry that is still there after a crash is purged again.
+    async fn purge(&mut self, upto: LogIdOf<Types>) -> io::Result<()> {
+        let failed = |result: io::Result<()>| {
+            if let Err(error) = result {
+                tracing::error!("The Raft log could not be purged: {error}");
+            }
+        };
+        self.0.purge(to_log_id(&upto), Box::new(failed));
+        Ok(())
+    }
+}

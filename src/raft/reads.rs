@@ -1,0 +1,151 @@
+//! Reads, gathered: all that wait are confirmed by one round of ReadIndex and
+//! served by one read transaction, so that many clients cost little more than
+//! one. A read joins only a round that begins after it arrived, which is what
+//! makes it linearizable.
+
+use std::sync::Arc;
+
+use openraft::ReadPolicy;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::machine::Machine;
+use super::types::Types;
+use super::{Consistency, RequestError};
+use crate::storage::{StateMachine, StorageError};
+use crate::telemetry::Chain;
+
+pub(super) type Raft = openraft::Raft<Types, Machine>;
+
+/// Reads that one round holds at most: bounds its transaction and its memory.
+const MAX_ROUND: usize = 256;
+
+type Answer = Result<Option<String>, RequestError>;
+
+struct Waiting {
+    key: String,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// Where reads queue, one queue for each consistency.
+#[derive(Clone)]
+pub(super) struct Reads {
+    linearizable: mpsc::UnboundedSender<Waiting>,
+    stale: mpsc::UnboundedSender<Waiting>,
+}
+
+impl Reads {
+    /// `rounds` is how many rounds may be under way at once. The queues are
+    /// bounded by the number of requests that the API lets in.
+    pub(super) fn start(raft: &Raft, state_machine: &Arc<dyn StateMachine>, rounds: usize) -> Self {
+        let rounds = Arc::new(Semaphore::new(rounds));
+        let queue = |consistency| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            let rounds = Arc::clone(&rounds);
+            let (raft, state_machine) = (raft.clone(), Arc::clone(state_machine));
+            tokio::spawn(serve(receiver, rounds, raft, state_machine, consistency));
+            sender
+        };
+        Self {
+            linearizable: queue(Consistency::Linearizable),
+            stale: queue(Consistency::Stale),
+        }
+    }
+
+    pub(super) async fn get(&self, key: String, consistency: Consistency) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let queue = match consistency {
+            Consistency::Linearizable => &self.linearizable,
+            Consistency::Stale => &self.stale,
+        };
+        queue
+            .send(Waiting { key, answer })
+            .map_err(|_| RequestError::Stopping)?;
+        answered.await.map_err(|_| RequestError::Stopping)?
+    }
+}
+
+async fn serve(
+    mut queue: mpsc::UnboundedReceiver<Waiting>,
+    rounds: Arc<Semaphore>,
+    raft: Raft,
+    state_machine: Arc<dyn StateMachine>,
+    consistency: Consistency,
+) {
+    let mut round = Vec::new();
+    loop {
+        // First the permit, then the reads: what arrives meanwhile joins.
+        let Ok(permit) = Arc::clone(&rounds).acquire_owned().await else {
+            return;
+        };
+        if queue.recv_many(&mut round, MAX_ROUND).await == 0 {
+            return;
+        }
+        let waiting = std::mem::take(&mut round);
+        let (raft, state_machine) = (raft.clone(), Arc::clone(&state_machine));
+        tokio::spawn(async move {
+            if consistency == Consistency::Linearizable
+                && let Err(error) = confirm(&raft).await
+            {
+                for read in waiting {
+                    let _ = read.answer.send(Err(error.clone()));
+                }
+                return;
+            }
+            let served =
+                tokio::task::spawn_blocking(move || answer(state_machine.as_ref(), waiting));
+            // A thread that ended drops the answers, which their clients notice.
+            let _ = served.await;
+            drop(permit);
+        });
+    }
+}
+
+/// Returns once this node is known to lead and has applied all that was
+/// committed when the call began.
+pub(super) async fn confirm(raft: &Raft) -> Result<(), RequestError> {
+    let confirmed = async {
+        let linearizer = raft
+            .get_read_linearizer(ReadPolicy::ReadIndex)
+            .await
+            .map_err(|error| match error.fatal() {
+                Some(_) => RequestError::Stopping,
+                None => RequestError::NoLeader,
+            })?;
+        linearizer
+            .await_ready(raft)
+            .await
+            .map_err(|_| RequestError::Stopping)?;
+        Ok(())
+    };
+    tokio::time::timeout(super::REQUEST_TIME, confirmed)
+        .await
+        .unwrap_or(Err(RequestError::Timeout))
+}
+
+fn answer(state_machine: &dyn StateMachine, waiting: Vec<Waiting>) {
+    let (keys, answers): (Vec<_>, Vec<_>) = waiting
+        .into_iter()
+        .map(|read| (read.key, read.answer))
+        .unzip();
+    // A client that went away does not wait for its answer.
+    match state_machine.get(&keys) {
+        Ok(values) => answers.into_iter().zip(values).for_each(|(answer, value)| {
+            let _ = answer.send(Ok(value));
+        }),
+        Err(error) => {
+            let error = failed(error);
+            answers.into_iter().for_each(|answer| {
+                let _ = answer.send(Err(error.clone()));
+            });
+        }
+    }
+}
+
+/// Tells the log why the state machine failed, and the client that it did.
+pub(super) fn failed(error: StorageError) -> RequestError {
+    if matches!(error, StorageError::Closed) {
+        return RequestError::Stopping;
+    }
+    tracing::error!("The state machine failed: {}", Chain(&error));
+    RequestError::Storage(Arc::new(error))
+}

@@ -1,0 +1,344 @@
+//! What is checked before consensus starts: that this data is this node's, and
+//! that log and state machine belong together.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Exit;
+use crate::format::record::{LogId, Membership};
+use crate::storage::log::{Bounds, Log, LogError};
+use crate::storage::{Applied, StorageError};
+
+/// Key of the identity in the log's metadata table: JSON.
+const IDENTITY: &str = "identity";
+
+/// Whose data this is; recorded at the first start, never changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub(super) node_id: u64,
+    pub(super) cluster_id: String,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The log cannot be opened or read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The state machine cannot be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The data directory is another node's.
+    #[error(
+        "node.id is {configured}, but {} belongs to node {recorded} of cluster {cluster_id}; \
+         set node.id = {recorded}, or node.data_dir to a directory of node {configured}'s own", path.display()
+    )]
+    OtherNode {
+        /// The configured id.
+        configured: u64,
+        /// The recorded id.
+        recorded: u64,
+        /// The recorded cluster.
+        cluster_id: String,
+        /// The log that records it.
+        path: PathBuf,
+    },
+    /// Legacy data whose cluster does not know this node.
+    #[error(
+        "node.id is {configured}, but the data in {} is of a cluster of the nodes {}; \
+         set node.id to the id that this node had", path.display(), members
+    )]
+    NoMember {
+        /// The configured id.
+        configured: u64,
+        /// The members, for people.
+        members: String,
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The recorded identity does not decode.
+    #[error("the identity recorded in {} is damaged; restore the file from a backup", path.display())]
+    Identity {
+        /// The log.
+        path: PathBuf,
+        /// The decoder's reason.
+        source: serde_json::Error,
+    },
+    /// Log and state machine do not belong together.
+    #[error("State machine corruption detected: {0}")]
+    Inconsistent(String),
+    /// openraft refuses.
+    #[error("consensus does not start: {0}")]
+    Raft(String),
+}
+
+impl StartError {
+    /// The exit code that fits.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Log(error) => error.exit(),
+            Self::Storage(error) => error.exit(),
+            Self::OtherNode { .. } | Self::NoMember { .. } => Exit::Config,
+            Self::Identity { .. } | Self::Inconsistent(_) => Exit::Data,
+            Self::Raft(_) => Exit::Software,
+        }
+    }
+}
+
+/// The identity that the log records.
+pub(super) fn recorded(log: &Log, path: &Path) -> Result<Option<Identity>, StartError> {
+    let Some(bytes) = log.meta(IDENTITY)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| StartError::Identity {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Records the identity for ever.
+pub(super) fn record(log: &Log, identity: &Identity, path: &Path) -> Result<(), StartError> {
+    let bytes = serde_json::to_vec(identity).map_err(|source| StartError::Identity {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(log.set_meta(IDENTITY, &bytes)?)
+}
+
+/// Refuses data that was recorded as another node's.
+pub(super) fn check_identity(
+    recorded: Option<&Identity>,
+    configured: u64,
+    path: &Path,
+) -> Result<(), StartError> {
+    match recorded {
+        Some(identity) if identity.node_id != configured => Err(StartError::OtherNode {
+            configured,
+            recorded: identity.node_id,
+            cluster_id: identity.cluster_id.clone(),
+            path: path.to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to adopt data whose members are all others.
+pub(super) fn check_member(
+    membership: &Membership,
+    configured: u64,
+    path: &Path,
+) -> Result<(), StartError> {
+    if membership.nodes.is_empty() || membership.nodes.contains_key(&configured) {
+        return Ok(());
+    }
+    let ids: Vec<_> = membership.nodes.keys().map(u64::to_string).collect();
+    Err(StartError::NoMember {
+        configured,
+        members: ids.join(", "),
+        path: path.to_owned(),
+    })
+}
+
+/// The cluster's id: nodes that start with the same members agree on it without
+/// having met; a node alone takes a random one.
+pub(super) fn cluster_id(members: &BTreeMap<u64, String>) -> String {
+    if members.len() == 1 {
+        return format!("{:032x}", rand::random::<u128>());
+    }
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    for (id, address) in members {
+        hash.update(&id.to_le_bytes());
+        hash.update(&(address.len() as u64).to_le_bytes());
+        hash.update(address.as_bytes());
+    }
+    format!("{:032x}", hash.digest128())
+}
+
+/// What to do about the log before consensus starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LogState {
+    /// It goes with the state machine.
+    Fits,
+    /// There was none: it begins behind this entry.
+    BeginsAfter(LogId),
+}
+
+/// What [`check`] compares.
+pub(super) struct Pair<'a> {
+    /// The state machine.
+    pub(super) applied: &'a Applied,
+    /// What the log holds.
+    pub(super) bounds: Bounds,
+    /// The log's own position at the state machine's index, if it has that entry.
+    pub(super) at_applied: Option<LogId>,
+    /// Whether there was no log and it was made now.
+    pub(super) log_is_new: bool,
+    /// The log, for the message.
+    pub(super) log: &'a Path,
+}
+
+/// Whether log and state machine can be of one node: what was applied is in the
+/// log or was purged from it, and what was not applied is still there.
+pub(super) fn check(pair: &Pair<'_>) -> Result<LogState, StartError> {
+    let Bounds { last_purged, last } = pair.bounds;
+    let log = pair.log.display();
+    let at = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| id.to_string());
+    let applied = pair.applied.last_applied;
+    if let Some(applied) = applied {
+        if pair.log_is_new {
+            return Ok(LogState::BeginsAfter(applied));
+        }
+        if last.is_none_or(|last| last.index < applied.index) {
+            return Err(StartError::Inconsistent(format!(
+                "the state machine has applied up to {applied}, but the log {log} ends at {}; \
+                 restore both from one backup, or start this node with an empty data directory \
+                 as a new member",
+                at(last)
+            )));
+        }
+        if let Some(there) = pair.at_applied.filter(|there| *there != applied) {
+            return Err(StartError::Inconsistent(format!(
+                "the state machine has applied {applied}, but the log {log} holds {there} there; \
+                 the two are of different nodes or times: restore both from one backup"
+            )));
+        }
+    }
+    if let Some(purged) = last_purged
+        && applied.is_none_or(|applied| applied.index < purged.index)
+    {
+        return Err(StartError::Inconsistent(format!(
+            "the state machine has applied up to {}, but the log {log} was purged up to {purged}: \
+             the entries between are gone; if this state machine was restored from a backup and \
+             newer data is at hand in SQLite, convert that instead (aspen-migrate --source \
+             state-machine.db --target state-machine.redb --verify), or restore both from one backup",
+            at(applied)
+        )));
+    }
+    Ok(LogState::Fits)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId {
+            term,
+            node_id: 1,
+            index,
+        }
+    }
+
+    fn checked(
+        applied: Option<LogId>,
+        last_purged: Option<LogId>,
+        last: Option<LogId>,
+        at_applied: Option<LogId>,
+        log_is_new: bool,
+    ) -> Result<LogState, StartError> {
+        let applied = Applied {
+            last_applied: applied,
+            ..Applied::default()
+        };
+        check(&Pair {
+            applied: &applied,
+            bounds: Bounds { last_purged, last },
+            at_applied,
+            log_is_new,
+            log: Path::new("raft-log.redb"),
+        })
+    }
+
+    #[test]
+    fn a_log_that_reaches_from_before_to_behind_the_state_machine_fits() {
+        let fits = |applied, purged, last, at| {
+            assert_eq!(
+                checked(applied, purged, last, at, false).unwrap(),
+                LogState::Fits
+            );
+        };
+        fits(None, None, None, None);
+        fits(None, None, Some(id(1, 9)), None);
+        fits(Some(id(1, 9)), None, Some(id(1, 9)), Some(id(1, 9)));
+        fits(Some(id(1, 5)), Some(id(1, 5)), Some(id(1, 9)), None);
+        fits(
+            Some(id(1, 5)),
+            Some(id(1, 2)),
+            Some(id(2, 9)),
+            Some(id(1, 5)),
+        );
+    }
+
+    #[test]
+    fn corruption_is_told_with_both_positions() {
+        let says = |result: Result<LogState, StartError>, parts: &[&str]| {
+            let error = result.unwrap_err();
+            assert_eq!(error.exit(), Exit::Data);
+            let text = error.to_string();
+            assert!(text.starts_with("State machine corruption detected: "));
+            for part in parts {
+                assert!(text.contains(part), "{text}");
+            }
+        };
+        let beyond = checked(Some(id(1, 9)), None, Some(id(1, 5)), None, false);
+        says(beyond, &["term=1, index=9", "ends at term=1, index=5"]);
+        let empty = checked(Some(id(1, 9)), None, None, None, false);
+        says(empty, &["term=1, index=9", "ends at nothing"]);
+        let before = checked(Some(id(1, 2)), Some(id(1, 5)), Some(id(1, 9)), None, false);
+        says(
+            before,
+            &[
+                "term=1, index=2",
+                "purged up to term=1, index=5",
+                "aspen-migrate",
+            ],
+        );
+        let nothing = checked(None, Some(id(1, 5)), Some(id(1, 9)), None, false);
+        says(nothing, &["applied up to nothing", "term=1, index=5"]);
+        let other = checked(Some(id(1, 5)), None, Some(id(2, 9)), Some(id(2, 5)), false);
+        says(
+            other,
+            &["has applied term=1, index=5", "holds term=2, index=5"],
+        );
+    }
+
+    #[test]
+    fn a_log_that_was_missing_begins_behind_the_state_machine() {
+        let state = checked(Some(id(1, 9)), None, None, None, true).unwrap();
+        assert_eq!(state, LogState::BeginsAfter(id(1, 9)));
+    }
+
+    #[test]
+    fn nodes_with_the_same_members_agree_on_the_cluster_id_and_lone_nodes_do_not() {
+        let two = BTreeMap::from([(1, "a:1".to_owned()), (2, "b:1".to_owned())]);
+        assert_eq!(cluster_id(&two), cluster_id(&two.clone()));
+        let other = BTreeMap::from([(1, "a:1".to_owned()), (3, "b:1".to_owned())]);
+        assert_ne!(cluster_id(&two), cluster_id(&other));
+        let one = BTreeMap::from([(1, "a:1".to_owned())]);
+        assert_ne!(cluster_id(&one), cluster_id(&one));
+    }
+
+    #[test]
+    fn data_of_another_node_is_refused_with_both_ids() {
+        let identity = Identity {
+            node_id: 2,
+            cluster_id: "c".into(),
+        };
+        let path = Path::new("raft-log.redb");
+        assert!(check_identity(Some(&identity), 2, path).is_ok());
+        assert!(check_identity(None, 2, path).is_ok());
+        let error = check_identity(Some(&identity), 1, path).unwrap_err();
+        assert_eq!(error.exit(), Exit::Config);
+        let text = error.to_string();
+        assert!(
+            text.contains("node.id is 1") && text.contains("belongs to node 2"),
+            "{text}"
+        );
+    }
+}
