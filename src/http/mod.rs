@@ -5,13 +5,17 @@
 //!
 //! Nothing here knows which engine answers.
 
+mod auth;
+mod connection;
+mod edge;
 mod error;
 mod health;
 mod kv;
 mod protect;
+mod server;
+mod tls;
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
@@ -21,7 +25,10 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+pub use self::connection::Times;
+pub use self::edge::Edge;
 use self::error::ApiError;
+pub use self::tls::TlsError;
 use crate::raft::Node;
 
 /// What the node is doing, as the API tells it.
@@ -78,16 +85,14 @@ impl Shared {
 pub async fn serve(
     listener: TcpListener,
     shared: Shared,
-    stop: impl Future<Output = ()> + Send + 'static,
+    edge: Edge,
+    stop: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    let address = listener.local_addr()?;
-    axum::serve(listener, router(shared, address))
-        .with_graceful_shutdown(stop)
-        .await
+    server::serve(listener, router(shared), edge, Times::default(), stop).await
 }
 
-/// All routes, behind one layer of protection.
-fn router(shared: Shared, address: SocketAddr) -> Router {
+/// All routes; what protects them is in [`server`] and [`protect`].
+fn router(shared: Shared) -> Router {
     Router::new()
         .route("/health", get(health::health))
         .route("/livez", get(health::livez))
@@ -99,7 +104,6 @@ fn router(shared: Shared, address: SocketAddr) -> Router {
                 .layer(middleware::from_fn_with_state(shared.clone(), when_serving)),
         )
         .method_not_allowed_fallback(|| async { ApiError::method() })
-        .layer(middleware::from_fn_with_state(address, protect::protect))
         .with_state(shared)
 }
 

@@ -12,7 +12,7 @@ use super::{Applied, StorageError};
 use crate::format::record::StoredMembership;
 use crate::migration::copy;
 use crate::migration::progress::{Control, Event, Observer, Phase};
-use crate::migration::source::{Metadata, RowSink, Source};
+use crate::migration::source::{Holds, Metadata, RowSink, Source};
 use crate::migration::target;
 
 /// A snapshot is made while serving: nobody watches its progress.
@@ -49,7 +49,7 @@ pub(super) fn check(
     stop: &Arc<AtomicBool>,
 ) -> Result<(Source, Metadata), StorageError> {
     let mut source = Source::open(from, Arc::clone(stop))?;
-    source.check_integrity()?;
+    source.check_integrity(Holds::StateMachine)?;
     let metadata = source.metadata()?;
     Ok((source, metadata))
 }
