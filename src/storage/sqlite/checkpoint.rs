@@ -51,8 +51,9 @@ const MANUAL_PAUSE: Duration = Duration::from_millis(50);
 const IDLE: Duration = Duration::from_secs(5);
 /// How often idleness is looked for, while the log holds anything.
 const LOOK: Duration = Duration::from_secs(1);
-/// Between two tries while a reader holds on to the log.
-const PINNED_PAUSE: Duration = Duration::from_millis(500);
+/// Between two tries while a reader holds on to the log: at first, and at most
+/// after doubling. A reader that only lost its turn on the processor is soon done.
+const PINNED_PAUSES: (Duration, Duration) = (READER_WAIT, Duration::from_millis(640));
 /// From this length on a log that cannot be reset is worth a warning.
 const PINNED_BYTES: u64 = 100_000_000;
 /// Routine checkpoints are reported at most so often, added up.
@@ -212,25 +213,25 @@ impl Shared {
     pub(super) fn keep_short(&self) {
         let mut report = Report::default();
         let (mut commits, mut quiet_since) = (self.pulse.commits(), Instant::now());
-        let mut pinned = false;
-        while self
-            .pulse
-            .wait(if pinned { PINNED_PAUSE } else { LOOK }, pinned)
-        {
+        let mut pinned = None;
+        while self.pulse.wait(pinned.unwrap_or(LOOK), pinned.is_some()) {
             if self.pulse.commits() != commits {
                 (commits, quiet_since) = (self.pulse.commits(), Instant::now());
             }
             let idle = quiet_since.elapsed() >= IDLE;
             if self.pulse.bytes() < self.threshold && !idle {
-                pinned = false;
+                pinned = None;
                 continue;
             }
             let files = self.checkpointer.lock();
             let files = files.unwrap_or_else(PoisonError::into_inner);
             let Some(files) = files.as_ref() else { continue };
             let done = self.run(files, if idle { TRUNCATE } else { RESTART });
-            // Whatever is in the way is not gone the next moment.
-            pinned = !done.as_ref().is_ok_and(|done| done.complete);
+            let (shortest, longest) = PINNED_PAUSES;
+            pinned = match &done {
+                Ok(done) if done.complete => None,
+                _ => Some(pinned.map_or(shortest, |pause| longest.min(2 * pause))),
+            };
             report.take(done, &self.path);
         }
     }
