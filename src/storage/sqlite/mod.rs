@@ -146,7 +146,11 @@ impl Shared {
             }
         };
         let mut applied = self.applied.write();
-        advance.note(applied.as_mut().unwrap_or_else(|poisoned| poisoned.get_mut()));
+        advance.note(
+            applied
+                .as_mut()
+                .unwrap_or_else(|poisoned| poisoned.get_mut()),
+        );
         Ok(outcomes)
     }
 
@@ -165,7 +169,10 @@ impl Shared {
     fn close(&self) -> Result<(), StorageError> {
         self.stop.store(true, Ordering::Relaxed);
         self.pulse.stop();
-        let _snapshots = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
+        let _snapshots = self
+            .snapshots
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let checkpointer = self.checkpointer.lock();
         *checkpointer.unwrap_or_else(PoisonError::into_inner) = None;
         let mut writer = self.writer.lock();

@@ -42,7 +42,10 @@ const STEP_BYTES: u64 = 2 << 20;
 impl Shared {
     /// Writes a copy into the empty file `to`.
     pub(super) fn write_snapshot(&self, to: &Path) -> Result<Applied, StorageError> {
-        let _installing = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
+        let _installing = self
+            .snapshots
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         if self.pulse.stopped() {
             return Err(StorageError::Closed);
         }
@@ -95,7 +98,10 @@ impl Shared {
         drop(source);
         let applied = Applied::from(&metadata);
         self.adopt(from)?;
-        let _snapshots = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
+        let _snapshots = self
+            .snapshots
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let checkpointer = self.checkpointer.lock();
         let mut checkpointer = checkpointer.unwrap_or_else(PoisonError::into_inner);
         let mut writer = self.writer.lock();

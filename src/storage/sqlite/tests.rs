@@ -37,7 +37,9 @@ fn entry(index: u64, key: &str, value: &str) -> Entry {
 fn load(store: &Sqlite, indexes: std::ops::Range<u64>) {
     for index in indexes {
         let key = format!("{:020}", index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        store.apply(&[entry(index, &key, &"v".repeat(1000))]).unwrap();
+        store
+            .apply(&[entry(index, &key, &"v".repeat(1000))])
+            .unwrap();
     }
 }
 
@@ -196,7 +198,9 @@ fn an_installed_snapshot_keeps_the_record_of_the_migration_and_no_old_log() {
     store.install_snapshot(&snapshot).unwrap();
     load(&store, 100..110);
     let old: i64 = tool
-        .query_row("SELECT count(*) FROM state_machine_kv", [], |row| row.get(0))
+        .query_row("SELECT count(*) FROM state_machine_kv", [], |row| {
+            row.get(0)
+        })
         .unwrap();
     assert_eq!(old, 100);
     drop(tool);
@@ -206,10 +210,14 @@ fn an_installed_snapshot_keeps_the_record_of_the_migration_and_no_old_log() {
     let reopened = Sqlite::open(&path, 2).unwrap();
     assert_eq!(reopened.applied().unwrap().last_applied.unwrap().index, 109);
     let about = reopened.shared.pool.read(|connection| {
-        let records = "SELECT id || completed_at || source_fingerprint || record FROM aspen_migrations";
+        let records =
+            "SELECT id || completed_at || source_fingerprint || record FROM aspen_migrations";
         let record: String = connection.query_row(records, [], |row| row.get(0))?;
         let sql = "SELECT count(*) FROM state_machine_kv";
-        Ok((record, connection.query_row(sql, [], |row| row.get::<_, i64>(0))?))
+        Ok((
+            record,
+            connection.query_row(sql, [], |row| row.get::<_, i64>(0))?,
+        ))
     });
     assert_eq!(about.unwrap(), ("idthenfingerprint{}".to_owned(), 109));
 }

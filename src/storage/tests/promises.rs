@@ -75,7 +75,9 @@ fn a_batch_counts_the_keys_that_were_there_to_remove_and_the_last_value_counts()
 #[test]
 fn several_keys_are_answered_in_their_order_even_twice() {
     for bed in Bed::all() {
-        bed.store.apply(&[set(1, "a", "1"), set(2, "b", "")]).unwrap();
+        bed.store
+            .apply(&[set(1, "a", "1"), set(2, "b", "")])
+            .unwrap();
         let keys = ["b", "none", "a", "b"].map(str::to_owned);
         let values = bed.store.get(&keys).unwrap();
         let wanted = [Some(""), None, Some("1"), Some("")];
@@ -87,8 +89,17 @@ fn several_keys_are_answered_in_their_order_even_twice() {
 #[test]
 fn pages_follow_the_bytes_of_the_keys_and_end_with_the_prefix() {
     let keys = [
-        "", "a", "a\0b", "a/1", "a/2", "a/\u{e9}", "a/\u{10FFFF}", "a/\u{10FFFF}x", "b",
-        "\u{10FFFF}", "\u{10FFFF}\u{10FFFF}",
+        "",
+        "a",
+        "a\0b",
+        "a/1",
+        "a/2",
+        "a/\u{e9}",
+        "a/\u{10FFFF}",
+        "a/\u{10FFFF}x",
+        "b",
+        "\u{10FFFF}",
+        "\u{10FFFF}\u{10FFFF}",
     ];
     for bed in Bed::all() {
         let entries: Vec<_> = (1..).zip(keys).map(|(n, key)| set(n, key, "v")).collect();
@@ -115,7 +126,11 @@ fn pages_follow_the_bytes_of_the_keys_and_end_with_the_prefix() {
         check(scan("a/", None, 4), &keys[3..7], true);
         check(scan("a/\u{10FFFF}", None, 9), &keys[6..8], false);
         check(scan("\u{10FFFF}", None, 1), &keys[9..10], true);
-        check(scan("\u{10FFFF}", Some("\u{10FFFF}"), 1), &keys[10..], false);
+        check(
+            scan("\u{10FFFF}", Some("\u{10FFFF}"), 1),
+            &keys[10..],
+            false,
+        );
         check(scan("a/", Some("a/1z"), 1), &keys[4..5], true);
         check(scan("a/", Some("a"), 1), &keys[3..4], true);
         check(scan("a/", Some("z"), 9), &[], false);

@@ -125,7 +125,11 @@ fn a_snapshot_made_while_entries_are_applied_is_of_one_moment() {
                 let found = contents(&*other.store);
                 assert_eq!(found.len(), KEYS);
                 let wanted = format!("{index:0500}");
-                assert!(found.values().all(|value| *value == wanted), "{:?}", bed.engine);
+                assert!(
+                    found.values().all(|value| *value == wanted),
+                    "{:?}",
+                    bed.engine
+                );
             }
             stop.store(true, Ordering::Relaxed);
             writer.join().unwrap();
@@ -170,7 +174,9 @@ fn what_is_no_snapshot_is_refused_and_the_old_content_stays() {
 #[test]
 fn reads_during_an_installation_see_the_old_or_the_new_state() {
     for bed in Bed::all() {
-        bed.store.apply(&[set(1, "a", "0"), set(2, "b", "0")]).unwrap();
+        bed.store
+            .apply(&[set(1, "a", "0"), set(2, "b", "0")])
+            .unwrap();
         let (bed, stop) = (&bed, &AtomicBool::new(false));
         std::thread::scope(|scope| {
             for _ in 0..2 {
@@ -226,11 +232,16 @@ fn a_crash_during_an_installation_leaves_the_old_state_or_the_new_one() {
         let mut new_state = false;
         for crash_at in 1.. {
             let bed = Bed::new(engine);
-            bed.store.apply(&[set(1, "a", "old"), set(2, "b", "old")]).unwrap();
+            bed.store
+                .apply(&[set(1, "a", "old"), set(2, "b", "old")])
+                .unwrap();
             bed.store.close().unwrap();
             let other = Bed::new(Engine::Memory);
             fill(&*other.store, 1, 50);
-            other.store.apply(&[set(51, "a", "new"), set(52, "b", "new")]).unwrap();
+            other
+                .store
+                .apply(&[set(51, "a", "new"), set(52, "b", "new")])
+                .unwrap();
             let snapshot = bed.empty_file("snapshot");
             other.store.write_snapshot(&snapshot).unwrap();
             let name = "storage::tests::snapshots::install_in_a_process_of_its_own";
