@@ -160,8 +160,8 @@ pub fn prepare(
     Ok(prepared)
 }
 
-/// Does steps 5 to 8, or what was decided instead. A log that the state machine
-/// does not wait for is taken over first.
+/// Does steps 5 to 8, or what was decided instead. A log whose state machine is
+/// not converted now is taken over once all else has succeeded.
 fn carry_out(
     decision: Decision,
     dir: &DataDir,
@@ -172,14 +172,11 @@ fn carry_out(
 ) -> Result<Prepared, MigrationError> {
     let (redb, sqlite) = (dir.redb(), dir.sqlite());
     let begun = Begun::now(&options.program);
-    let log = match log {
-        Some(log) if !matches!(decision, Decision::Migrate | Decision::UpgradeRedb) => {
-            log.require_room()?;
-            take_over(log, &begun, options, control)?;
-            None
-        }
-        log => log,
+    let (log, log_alone) = match decision {
+        Decision::Migrate | Decision::UpgradeRedb => (log, None),
+        _ => (None, log),
     };
+    log_alone.as_ref().map_or(Ok(()), Examined::require_room)?;
     let earlier = inventory
         .sqlite
         .as_ref()
@@ -213,6 +210,9 @@ fn carry_out(
             let record = earlier.map(|record| finish::retire_source(dir, record, control));
             prepared.record = record.transpose()?;
         }
+    }
+    if let Some(log) = log_alone {
+        take_over(log, &begun, options, control)?;
     }
     Ok(prepared)
 }
