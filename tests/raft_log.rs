@@ -336,7 +336,7 @@ fn flipped_bits_and_cut_files_are_refused_or_change_nothing() {
             .filter(|&at| original[at] != 0)
             .collect();
         intact.push((name, read::legacy_log_tables(&dir.join(LOG))));
-        for round in 0..150 {
+        for round in 0..80 {
             let mut bytes = original.clone();
             let what = match round % 5 {
                 0 => {

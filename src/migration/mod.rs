@@ -54,7 +54,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::convert::{Converted, Request, convert};
-use self::inspect::{Inventory, is_legacy};
+use self::inspect::Inventory;
 use self::plan::{Decision, decide};
 use self::progress::{Control, Event};
 use self::raft_log::Examined;
@@ -144,8 +144,12 @@ pub fn prepare(
         return Err(Refused::explain(refusal, dir, &inventory).into());
     }
     control.observer.event(&Event::Decided(&decision));
-    let legacy_log = inventory.log.as_ref().is_some_and(is_legacy);
-    let log = legacy_log.then(|| raft_log::examine(&dir.raft_log(), options.backup, control));
+    let legacy_log = inventory.log.as_ref().filter(|log| log.is_legacy());
+    let log = legacy_log.map(|identity| {
+        let (path, bytes) = (&dir.raft_log(), identity.length);
+        control.observer.event(&Event::LogFound { path, bytes });
+        raft_log::examine(path, options.backup, control)
+    });
     let mut prepared = carry_out(
         decision,
         dir,
