@@ -37,9 +37,6 @@ pub(super) const THRESHOLD_BYTES: u64 = 32 << 20;
 /// How little a pass has to find added before the last step is worth it: to
 /// copy and sync so much takes some milliseconds.
 const REST_BYTES: u64 = 1 << 20;
-/// Passes before the last step is taken however much was added meanwhile: a
-/// writer that is faster than the disk has to be slowed down.
-const MOST_PASSES: u32 = 8;
 /// How long the last step waits for readers, and the writer with it.
 const READER_WAIT: Duration = Duration::from_millis(20);
 /// How long a checkpoint by hand goes on trying.
@@ -131,18 +128,19 @@ impl Shared {
             Ok::<_, StorageError>(pass)
         };
         let mut pass = round()?;
-        for _ in 1..MOST_PASSES {
+        let mut left = pass.pages;
+        while left > rest_pages {
             let next = round()?;
             let added = next.pages.saturating_sub(pass.copied);
-            let moved = next.copied != pass.copied;
             pass = next;
-            if added <= rest_pages || !moved {
+            if added > left / 2 {
                 break;
             }
+            left = added;
         }
         let (mut complete, mut held, mut after) = (false, Duration::ZERO, None);
-        // A writer that outruns the passes has to wait after all; a reader of an
-        // old state is not waited for.
+        // A writer that is faster than the disk, so that the passes gain nothing on
+        // it, is slowed down here; a reader of an old state is not waited for.
         if pass.pages.saturating_sub(pass.copied) <= rest_pages {
             // A snapshot holds on to the log for long, no use to wait for it.
             if let Ok(_no_snapshot) = self.snapshots.try_write() {
