@@ -36,12 +36,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Page cache of one connection.
 const CACHE_KIB: i64 = 8 * 1024;
 
-/// The statements that make the tables.
+/// The statements that make a legacy node's tables.
 pub const SCHEMA: &str = "\
 CREATE TABLE state_machine_kv(key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE state_machine_meta(key TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE snapshots(id TEXT PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE aspen_migrations(
+CREATE TABLE snapshots(id TEXT PRIMARY KEY, data BLOB NOT NULL);";
+
+/// The statement that makes the table which a legacy node's file lacks.
+pub const MIGRATIONS_SCHEMA: &str = "\
+CREATE TABLE IF NOT EXISTS aspen_migrations(
   id TEXT PRIMARY KEY,
   completed_at TEXT NOT NULL,
   source_fingerprint TEXT NOT NULL,

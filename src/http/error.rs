@@ -75,6 +75,7 @@ codes! {
     Busy = TOO_MANY_REQUESTS "busy" "As many of these as the node carries out at a time are under way.";
     Storage = INTERNAL_SERVER_ERROR "storage_failed" "The state machine failed; the reason is in the node's log.";
     Unavailable = SERVICE_UNAVAILABLE "unavailable" "The node is starting, migrating or stopping.";
+    TooManyConnections = SERVICE_UNAVAILABLE "too_many_connections" "The node has as many connections as it may.";
     NoLeader = SERVICE_UNAVAILABLE "no_leader" "Nobody leads the cluster, or the leader reaches no majority; nothing was done.";
     Overloaded = SERVICE_UNAVAILABLE "overloaded" "The node has as much to do as its memory allows; nothing was done.";
     Timeout = GATEWAY_TIMEOUT "timeout" "The read was not confirmed in time.";

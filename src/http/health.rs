@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::openapi::{Outer, OuterQuery};
+use super::openapi::{Always, Outer, OuterQuery};
 use super::{Phase, Progress, Shared, answer, input};
 use crate::raft::{Node, RequestError, Status};
 
@@ -161,7 +161,7 @@ pub(super) async fn health(State(shared): State<Shared>) -> Result<Response, Api
 /// Whether the process answers at all.
 #[utoipa::path(get, path = "/livez", tag = "health",
     params(("verbose" = Option<String>, Query, description = "Tells more: nothing, or `true`", pattern = "^(true|false)?$")),
-    responses((status = 200, description = "It does", body = Live), OuterQuery))]
+    responses((status = 200, description = "It does", body = Live), Always))]
 pub(super) async fn livez(State(shared): State<Shared>, uri: Uri) -> Result<Response, ApiError> {
     let verbose = input::verbose(uri.query())?;
     let live = Live {

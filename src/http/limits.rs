@@ -10,7 +10,9 @@
 //! and a few large ones do not stand in each other's way, and clients that
 //! stall hold up only other large requests.
 
+use std::error::Error;
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -138,10 +140,7 @@ impl Limits {
     /// Takes in a body, within its size and its time.
     pub(super) async fn body(&self, body: Body) -> Result<Taken, ApiError> {
         let arrived = timeout(BODY_TIME, self.collect(body)).await;
-        arrived.unwrap_or_else(|_| {
-            let message = format!("the body did not arrive within {} s", BODY_TIME.as_secs());
-            Err(ApiError::new(Code::BodyTooSlow, message))
-        })
+        arrived.unwrap_or_else(|_| Err(body_too_slow()))
     }
 
     async fn collect(&self, mut body: Body) -> Result<Taken, ApiError> {
@@ -153,7 +152,7 @@ impl Limits {
         let mut share = self.body_share(least, most).await?;
         let (mut first, mut rest) = (Bytes::new(), Vec::new());
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            let frame = frame.map_err(|_| ApiError::bad_request("the body broke off"))?;
+            let frame = frame.map_err(|error| broke_off(&error))?;
             let Ok(data) = frame.into_data() else {
                 continue;
             };
@@ -202,6 +201,23 @@ impl Limits {
 /// budget, and then takes all of it.
 fn permits(bytes: usize, budget: usize) -> u32 {
     u32::try_from(bytes.min(budget)).unwrap_or(u32::MAX)
+}
+
+/// The connection gives a client up that stalls, and says so in the error.
+fn broke_off(error: &axum::Error) -> ApiError {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        if io == Some(io::ErrorKind::TimedOut) {
+            return body_too_slow();
+        }
+        cause = error.source();
+    }
+    ApiError::bad_request("the body broke off")
+}
+
+fn body_too_slow() -> ApiError {
+    ApiError::new(Code::BodyTooSlow, "the body did not arrive in time")
 }
 
 fn body_too_large() -> ApiError {
@@ -301,6 +317,28 @@ mod tests {
         }
         let given_up = Limits::default().body(Body::new(Stalled)).await;
         assert_eq!(given_up.unwrap_err().code(), Code::BodyTooSlow);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_the_connection_gave_up_was_too_slow_and_any_other_broke_off() {
+        struct Broken(io::ErrorKind);
+        impl HttpBody for Broken {
+            type Data = Bytes;
+            type Error = io::Error;
+            fn poll_frame(
+                self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+                Poll::Ready(Some(Err(self.0.into())))
+            }
+        }
+        for (kind, code) in [
+            (io::ErrorKind::TimedOut, Code::BodyTooSlow),
+            (io::ErrorKind::ConnectionReset, Code::BadRequest),
+        ] {
+            let refused = Limits::default().body(Body::new(Broken(kind))).await;
+            assert_eq!(refused.unwrap_err().code(), code);
+        }
     }
 
     #[test]

@@ -9,14 +9,19 @@
 //!   routes, one file per resource. Each function describes itself where it
 //!   stands, and `openapi` puts that together: a route is served because it is
 //!   described, and cannot be one without the other.
-//! - `gate`: what every request passes on its way to its route.
+//! - `server`, `connection`, `tls`: who is listened to, and for how long;
+//!   `protect`, `auth`, `edge`: who may ask for what; `gate`: what every request
+//!   passes on its way to its route.
 //!
 //! Nothing here knows which engine answers. Keys and values are told to nobody
 //! but the client: no log line holds one.
 
 mod admin;
 mod answer;
+mod auth;
 mod backup;
+mod connection;
+mod edge;
 mod error;
 mod gate;
 mod health;
@@ -28,23 +33,27 @@ mod metrics;
 mod openapi;
 mod pairs;
 mod protect;
+mod server;
 mod shared;
 mod status;
+mod tls;
 
 use std::future::Future;
 
 use axum::Router;
 use axum::extract::State;
-use axum::middleware;
 use axum::response::Response;
 use axum::routing::any;
 use tokio::net::TcpListener;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
+pub use self::connection::Times;
+pub use self::edge::Edge;
 #[doc(hidden)]
 pub use self::error::{ApiError, Code};
 pub use self::shared::{About, Phase, Progress, Shared};
+pub use self::tls::TlsError;
 
 /// What requests for no route are counted as.
 const NOWHERE: &str = "none";
@@ -56,16 +65,14 @@ const NOWHERE: &str = "none";
 pub async fn serve(
     listener: TcpListener,
     shared: Shared,
-    stop: impl Future<Output = ()> + Send + 'static,
+    edge: Edge,
+    stop: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    let address = listener.local_addr()?;
-    let router = router(shared).layer(middleware::from_fn_with_state(address, protect::protect));
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop)
-        .await
+    server::serve(listener, router(shared), edge, Times::default(), stop).await
 }
 
-/// All routes, and with them `/openapi.json`, which says what they are.
+/// All routes, and with them `/openapi.json`, which says what they are. What
+/// protects them is in [`server`] and [`protect`].
 fn router(shared: Shared) -> Router {
     let at = |methods, always| behind_gate(methods, &shared, always);
     let (routes, description) = OpenApiRouter::with_openapi(openapi::base())

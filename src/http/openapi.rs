@@ -22,6 +22,7 @@ use super::{Shared, answer};
     info(
         title = "Aspen",
         description = "A Raft key-value node.\n\n\
+            A connection over the node's limit gets 503 `too_many_connections` and is closed. \
             Every answer to a request that is well-formed HTTP is described here; one that is not \
             gets 400, 408, 414 or 431 and the connection is closed. A method that a path does not \
             take gets 405 with `Allow`, a path that is none 404, both with an error as everywhere.\n\n\
@@ -97,27 +98,29 @@ failures! {
     Outer = HostNotAllowed;
     /// Of the same, where they take a query.
     OuterQuery = HostNotAllowed BadRequest;
+    /// Of a route that is answered in every phase.
+    Always = HostNotAllowed TooManyConnections BadRequest;
     /// Of routes that need a serving node.
-    Inner = HostNotAllowed Unauthorized Forbidden Unavailable Overloaded;
+    Inner = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded;
     /// Of a read of one key.
-    ReadKey = HostNotAllowed Unauthorized Forbidden Unavailable Overloaded
+    ReadKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest KeyNotFound NoLeader Timeout Storage;
     /// Of a page.
-    ReadPage = HostNotAllowed Unauthorized Forbidden Unavailable Overloaded
+    ReadPage = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest NoLeader Timeout Storage;
     /// Of a write of one key, but for the conflict, which tells more.
-    WriteKey = HostNotAllowed Unauthorized Forbidden Unavailable Overloaded
+    WriteKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest InvalidKey BodyTooSlow BodyTooLarge ValueTooLarge PathTooLong NotJson
         NoLeader Unconfirmed DiskFull Storage;
     /// Of a removal.
-    RemoveKey = HostNotAllowed Unauthorized Forbidden Unavailable Overloaded
+    RemoveKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest KeyNotFound NoLeader Unconfirmed DiskFull Storage;
     /// Of a batch.
-    WriteBatch = HostNotAllowed Unauthorized Forbidden Unavailable Overloaded
+    WriteBatch = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest InvalidKey DuplicateKey BodyTooSlow BodyTooLarge KeyTooLong ValueTooLarge
         BatchTooLarge NotJson NoLeader Unconfirmed DiskFull Storage;
     /// Of what works on the files.
-    Files = HostNotAllowed Unauthorized Forbidden Unavailable Overloaded
+    Files = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         Busy NoLeader Timeout DiskFull Storage;
 }
 

@@ -8,7 +8,7 @@
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::progress::{Control, Phase};
-use super::source::{Enough, Source, SourceError};
+use super::source::{Enough, RowSink, Source, SourceError};
 use crate::format::digest::{Batch, Digest, Digester};
 
 /// A batch is sent on when it holds this many bytes: large enough to make the
@@ -66,8 +66,25 @@ pub struct Read {
 ///
 /// # Errors
 /// The source's error if it failed, else that of `write`.
-pub fn stream<T, E: From<SourceError>>(
+pub fn stream<T, E: From<SourceError> + Send>(
     source: &mut Source,
+    rows: u64,
+    control: &Control<'_>,
+    write: impl FnOnce(Feed) -> Result<T, E>,
+) -> Result<(T, Read), E> {
+    let scan = move |sink: RowSink<'_>| {
+        source.scan(sink)?;
+        match control.stopped() {
+            true => Err(SourceError::Stopped.into()),
+            false => Ok(()),
+        }
+    };
+    stream_rows(scan, rows, control, write)
+}
+
+/// Streams the rows that `scan` hands over, in key order, into `write`.
+pub(crate) fn stream_rows<T, E: Send>(
+    scan: impl FnOnce(RowSink<'_>) -> Result<(), E> + Send,
     rows: u64,
     control: &Control<'_>,
     write: impl FnOnce(Feed) -> Result<T, E>,
@@ -81,8 +98,7 @@ pub fn stream<T, E: From<SourceError>>(
         row: 0,
     };
     std::thread::scope(|scope| {
-        let reader =
-            scope.spawn(move || read(source, rows, control, &full_sender, &empty_receiver));
+        let reader = scope.spawn(move || read(scan, rows, control, &full_sender, &empty_receiver));
         let written = write(feed);
         let read = reader
             .join()
@@ -91,13 +107,13 @@ pub fn stream<T, E: From<SourceError>>(
     })
 }
 
-fn read(
-    source: &mut Source,
+fn read<E>(
+    scan: impl FnOnce(RowSink<'_>) -> Result<(), E>,
     rows: u64,
     control: &Control<'_>,
     full: &SyncSender<Batch>,
     empty: &Receiver<Batch>,
-) -> Result<Read, SourceError> {
+) -> Result<Read, E> {
     let mut digester = Digester::default();
     let mut sample = Vec::new();
     let stride = (rows / SAMPLE_KEYS).max(1);
@@ -116,7 +132,7 @@ fn read(
             Ok(())
         }
     };
-    source.scan(&mut |key, value| {
+    scan(&mut |key, value| {
         if done.is_multiple_of(stride) && (sample.len() as u64) < SAMPLE_KEYS {
             sample.push(key.to_owned());
         }
@@ -132,9 +148,6 @@ fn read(
             Ok(())
         }
     })?;
-    if control.stopped() {
-        return Err(SourceError::Stopped);
-    }
     if !batch.is_empty() {
         // A writer that has gone reports its own error.
         let _ = send(&mut batch, done);
@@ -150,7 +163,7 @@ fn read(
 /// Takes its time when a test asked for it (`ASPEN_TEST_SLOW_MS_PER_STEP`), so
 /// that the test can act in the middle; compiled into debug builds only.
 #[cfg(debug_assertions)]
-fn dawdle(done: u64, rows: u64, control: &Control<'_>) {
+pub(super) fn dawdle(done: u64, rows: u64, control: &Control<'_>) {
     const ROWS_PER_STEP: u64 = 20;
     static PAUSE: std::sync::LazyLock<Option<u64>> = std::sync::LazyLock::new(|| {
         std::env::var("ASPEN_TEST_SLOW_MS_PER_STEP")

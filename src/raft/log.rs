@@ -33,17 +33,15 @@ impl LogStore {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let recent = self.0.read_recent(range.clone(), max_bytes);
-        let entries = match recent {
-            Some(entries) => entries,
-            None => {
-                let log = self.0.clone();
-                tokio::task::spawn_blocking(move || log.read(range, max_bytes))
-                    .await
-                    .map_err(io::Error::other)?
-                    .map_err(into_io)?
-            }
+        let entries = if self.0.in_memory(range.start) {
+            self.0.read(range, max_bytes)
+        } else {
+            let log = self.0.clone();
+            tokio::task::spawn_blocking(move || log.read(range, max_bytes))
+                .await
+                .map_err(io::Error::other)?
         };
+        let entries = entries.map_err(into_io)?;
         entries.into_iter().map(from_entry).collect()
     }
 

@@ -19,18 +19,22 @@
 pub mod log;
 pub mod space;
 
+mod apply;
+mod copy;
+mod error;
 mod memory;
+mod page;
 mod redb;
 mod sqlite;
+#[cfg(test)]
+mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::durable::DurableError;
-use crate::exit::Exit;
+pub use self::error::StorageError;
 use crate::format::entry::{Entry, Outcome};
-use crate::format::record::{LogId, RecordError, StoredMembership};
-use crate::format::sqlite::OpenError;
+use crate::format::record::{LogId, StoredMembership};
 use crate::migration::{Prepared, Storage};
 
 /// How far a state machine is.
@@ -162,92 +166,6 @@ pub trait StateMachine: Send + Sync {
     fn close(&self) -> Result<(), StorageError>;
 }
 
-/// Why the state machine cannot be opened, read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum StorageError {
-    /// SQLite does not open.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// SQLite fails.
-    #[error("cannot {operation} {}", path.display())]
-    Sqlite {
-        /// What was tried.
-        operation: &'static str,
-        /// The database.
-        path: PathBuf,
-        /// SQLite's reason.
-        source: rusqlite::Error,
-    },
-    /// redb does not open.
-    #[error("Failed to open redb database {}; if it is damaged, restore it from a backup", path.display())]
-    OpenRedb {
-        /// The database.
-        path: PathBuf,
-        /// redb's reason.
-        source: Box<::redb::Error>,
-    },
-    /// redb opens and holds something else, or repaired the file to nothing.
-    #[error("{} is no Aspen state machine: it has no table {table}; restore it from a backup", path.display())]
-    NoTable {
-        /// The database.
-        path: PathBuf,
-        /// The table that is missing.
-        table: &'static str,
-    },
-    /// redb fails.
-    #[error("cannot {operation} {}", path.display())]
-    Redb {
-        /// What was tried.
-        operation: &'static str,
-        /// The database.
-        path: PathBuf,
-        /// redb's reason.
-        source: Box<::redb::Error>,
-    },
-    /// A metadata record is damaged.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// A file operation fails.
-    #[error(transparent)]
-    File(#[from] DurableError),
-    /// The node is stopping.
-    #[error("the state machine is closed; the node is stopping")]
-    Closed,
-}
-impl StorageError {
-    /// Whether it is only that the disk is full: the same may work later.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        match self {
-            Self::Sqlite { source, .. } => {
-                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
-            }
-            Self::OpenRedb { source, .. } | Self::Redb { source, .. } => {
-                matches!(&**source, ::redb::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull)
-            }
-            Self::File(error) => error.io().kind() == std::io::ErrorKind::StorageFull,
-            _ => false,
-        }
-    }
-
-    /// The exit code that fits.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Open(error) => error.exit(),
-            Self::OpenRedb { source, .. } | Self::Redb { source, .. } => match &**source {
-                ::redb::Error::Io(error) => Exit::of_io(error),
-                ::redb::Error::DatabaseAlreadyOpen => Exit::Locked,
-                _ => Exit::Data,
-            },
-            Self::Sqlite { .. } => Exit::Io,
-            Self::NoTable { .. } | Self::Record(_) => Exit::Data,
-            Self::File(error) => error.exit(),
-            Self::Closed => Exit::Software,
-        }
-    }
-}
-
 /// Opens the state machine. `pool_size` read connections at most are kept on SQLite.
 ///
 /// # Errors
@@ -256,6 +174,6 @@ pub fn open(prepared: &Prepared, pool_size: u32) -> Result<Arc<dyn StateMachine>
     Ok(match prepared.storage() {
         Storage::Sqlite(path) => Arc::new(sqlite::Sqlite::open(path, pool_size)?),
         Storage::Redb(path) => Arc::new(redb::Redb::open(path)?),
-        Storage::Memory => Arc::new(memory::Memory),
+        Storage::Memory => Arc::<memory::Memory>::default(),
     })
 }

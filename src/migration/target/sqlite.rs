@@ -86,7 +86,8 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "OFF")?;
     connection.pragma_update(None, "synchronous", "OFF")?;
     connection.pragma_update(None, "cache_size", -BUILD_CACHE_KIB)?;
-    connection.execute_batch(sqlite::SCHEMA)
+    connection.execute_batch(sqlite::SCHEMA)?;
+    connection.execute_batch(sqlite::MIGRATIONS_SCHEMA)
 }
 
 fn close(connection: Connection, path: &Path) -> Result<(), TargetError> {

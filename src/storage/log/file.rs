@@ -1,0 +1,400 @@
+//! The log's file: two tables in redb, format v3.
+//!
+//! Every transaction is durable when it is committed (redb's default): one
+//! fdatasync, no second phase, no allocator state. What that leaves to the
+//! start after a kill is a walk over the file, some 0.25 s per 300 MB, which is
+//! worth less than a second fdatasync in every commit.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+    StorageBackend, Table, TableDefinition, TableHandle as _,
+};
+
+use super::patience::{Patience, Patient};
+use super::tail::{ENTRY_OVERHEAD, Encoded};
+use super::{Bounds, LogError};
+use crate::durable;
+use crate::format::entry::{COMMITTED, Entry, LAST_PURGED, VOTE, Vote};
+use crate::format::record::{self, LogId, RecordError};
+use crate::format::tables;
+use crate::layout;
+
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::RAFT_META);
+
+/// Memory for cached pages: what a large transaction dirties, and the inner
+/// pages. Recent entries have a memory of their own; redb would take 1 GiB.
+const CACHE_BYTES: usize = 16 << 20;
+/// Entries looked at when the log is opened, to tell how large they are.
+const SAMPLE: u64 = 64;
+
+/// The open file.
+pub(super) struct LogFile {
+    pub(super) path: PathBuf,
+    pub(super) patience: Arc<Patience>,
+    /// `None` once closed.
+    database: RwLock<Option<Database>>,
+    syncs: Arc<AtomicU64>,
+}
+
+/// What an opened file holds.
+pub(super) struct Found {
+    pub(super) bounds: Bounds,
+    /// The index of the first entry, or of the one to come.
+    pub(super) begin: u64,
+    /// Bytes of all entries, about.
+    pub(super) bytes: u64,
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
+}
+
+/// Entries that were read.
+#[derive(Default)]
+pub(super) struct Run {
+    pub(super) entries: Vec<Encoded>,
+    pub(super) bytes: u64,
+    /// Whether more would have been too many bytes.
+    pub(super) full: bool,
+}
+
+/// The tables in a transaction that writes.
+pub(super) struct Tables<'t> {
+    pub(super) entries: Table<'t, u64, &'static [u8]>,
+    pub(super) meta: Table<'t, &'static str, &'static [u8]>,
+}
+
+impl LogFile {
+    /// Opens the file at `path`, made if it is missing. `wrap` may put
+    /// something between redb and the file.
+    pub(super) fn open<B: StorageBackend>(
+        path: &Path,
+        wrap: impl Fn(FileBackend) -> B,
+    ) -> Result<(Self, Found), LogError> {
+        let existing = OpenOptions::new().read(true).write(true).open(path);
+        let file = match existing {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
+            other => other.map_err(|error| cannot_open(path, error.into()))?,
+        };
+        // redb would take an empty file for one that it is to make.
+        if file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+            return Err(damaged(path, "it is empty".into()));
+        }
+        let (patience, syncs) = (Arc::<Patience>::default(), Arc::<AtomicU64>::default());
+        let database = contained(|| {
+            let file = Patient::new(
+                wrap(FileBackend::new(file)?),
+                Arc::clone(&patience),
+                Arc::clone(&syncs),
+            );
+            Ok(Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .create_with_backend(file)?)
+        });
+        let database = database.map_err(|error| match error {
+            redb::Error::UpgradeRequired(version) => LogError::Old {
+                path: path.to_owned(),
+                version,
+            },
+            error => cannot_open(path, error),
+        })?;
+        let found = look(path, &database)?;
+        let file = Self {
+            path: path.to_owned(),
+            patience,
+            database: RwLock::new(Some(database)),
+            syncs,
+        };
+        Ok((file, found))
+    }
+
+    /// Does `work` in one transaction, durable when this returns.
+    pub(super) fn write<T>(
+        &self,
+        work: impl FnOnce(&mut Tables<'_>) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            let result = work(&mut Tables {
+                entries: transaction.open_table(ENTRIES)?,
+                meta: transaction.open_table(META)?,
+            })?;
+            transaction.commit()?;
+            Ok(result)
+        })
+    }
+
+    /// The entries from `from` up to `to`, exclusive, or up to the first that is
+    /// missing, as many as `most` bytes hold, and at least one where `forced`.
+    pub(super) fn read(
+        &self,
+        from: u64,
+        to: u64,
+        most: u64,
+        forced: bool,
+    ) -> Result<Run, redb::Error> {
+        self.with(|database| {
+            let entries = database.begin_read()?.open_table(ENTRIES)?;
+            let mut run = Run::default();
+            for (entry, expected) in entries.range(from..to)?.zip(from..) {
+                let (index, bytes) = entry?;
+                if index.value() != expected {
+                    break;
+                }
+                let bytes = bytes.value();
+                run.full = run.bytes + bytes.len() as u64 > most;
+                if run.full && !(forced && run.entries.is_empty()) {
+                    break;
+                }
+                run.bytes += bytes.len() as u64;
+                run.entries.push(bytes.into());
+            }
+            Ok(run)
+        })
+    }
+
+    /// A record beside the entries.
+    pub(super) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
+        self.with(|database| {
+            let bytes = database.begin_read()?.open_table(META)?.get(name)?;
+            Ok(bytes.map(|bytes| bytes.value().to_vec()))
+        })
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or(redb::Error::DatabaseClosed)?;
+        contained(|| work(database))
+    }
+
+    /// Closes the file so that the next open has nothing to repair.
+    pub(super) fn close(&self) -> Result<(), redb::Error> {
+        let database = self.database.write();
+        let database = database.unwrap_or_else(PoisonError::into_inner).take();
+        contained(|| Ok(database.map_or(Ok(()), Database::close)?))
+    }
+
+    /// How often the file was made durable since it was opened.
+    pub(super) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// What it takes on the disk.
+    pub(super) fn bytes(&self) -> u64 {
+        // A file that cannot be looked at is told by whoever writes next.
+        self.path.metadata().map_or(0, |m| m.blocks() * 512)
+    }
+}
+
+/// Makes an empty log, durable, under its name when it is complete.
+fn create(path: &Path) -> Result<File, LogError> {
+    let failed = |error| LogError::Create(Arc::new(error));
+    let temporary = layout::temporary(path);
+    durable::remove(&temporary).map_err(failed)?;
+    let file = durable::create_new(&temporary).map_err(failed)?;
+    let made = contained(|| {
+        let backend = FileBackend::new(file)?;
+        let database = Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .create_with_backend(backend)?;
+        let transaction = database.begin_write()?;
+        transaction.open_table(ENTRIES)?;
+        transaction.open_table(META)?;
+        transaction.commit()?;
+        Ok(database.close()?)
+    });
+    let published = made
+        .map_err(|error| LogError::of("make", path, error))
+        .and_then(|()| {
+            let open = OpenOptions::new().read(true).write(true).open(&temporary);
+            let file = open.map_err(|error| cannot_open(path, error.into()))?;
+            durable::fsync(&file, &temporary).map_err(failed)?;
+            durable::rename_new(&temporary, path).map_err(failed)?;
+            durable::fsync_parent(path).map_err(failed)?;
+            Ok(file)
+        });
+    if published.is_err() {
+        // The reason of the failure matters more than that of a failed clean-up.
+        let _ = durable::remove(&temporary);
+    }
+    published
+}
+
+/// Reads the records and checks what costs little: the first and the last entry
+/// and some between them are there and are what their keys say, there are as
+/// many as should be, and they begin where purging ended.
+fn look(path: &Path, database: &Database) -> Result<Found, LogError> {
+    let failed = |error| cannot_open(path, error);
+    let read = contained(|| {
+        let read = database.begin_read()?;
+        let there: Vec<_> = read.list_tables()?.map(|t| t.name().to_owned()).collect();
+        let missing = [tables::RAFT_LOG, tables::RAFT_META]
+            .into_iter()
+            .find(|table| !there.iter().any(|name| name == table));
+        Ok((read, missing))
+    });
+    let (read, missing) = read.map_err(failed)?;
+    if let Some(table) = missing {
+        let path = path.to_owned();
+        return Err(LogError::NoTable { path, table });
+    }
+    let record = |source| LogError::Record {
+        path: path.to_owned(),
+        source: Arc::new(source),
+    };
+    let meta = |name| {
+        let bytes = contained(|| {
+            let bytes = read.open_table(META)?.get(name)?;
+            Ok(bytes.map(|bytes| bytes.value().to_vec()))
+        });
+        bytes.map_err(failed)
+    };
+    let position_of = |name| match meta(name)? {
+        Some(bytes) => position(name, &bytes).map_err(record),
+        None => Ok(None),
+    };
+    let vote = meta(VOTE)?.map(|bytes| Vote::decode(&bytes).map_err(record));
+    let last_purged = position_of(LAST_PURGED)?;
+    let committed = position_of(COMMITTED)?;
+
+    let sample = contained(|| sample(&read.open_table(ENTRIES)?)).map_err(failed)?;
+    let behind = last_purged.map_or(0, |purged| purged.index.saturating_add(1));
+    let mut found = Found {
+        bounds: Bounds {
+            last_purged,
+            last: last_purged,
+        },
+        begin: behind,
+        bytes: sample.bytes,
+        vote: vote.transpose()?,
+        committed,
+    };
+    for (index, bytes) in &sample.entries {
+        let Some(bytes) = bytes else {
+            return Err(damaged(path, format!("entry {index} is missing")));
+        };
+        // The last one counts, unless all of them are left over from a purge.
+        let id = decode(path, *index, bytes)?.log_id;
+        if id.index >= behind {
+            found.bounds.last = Some(id);
+        }
+    }
+    if let (Some((first, _)), Some((last, _))) = (sample.entries.first(), sample.entries.last()) {
+        let what = match last - first + 1 {
+            _ if *first > behind => Some(format!(
+                "it begins with entry {first} though it was purged only up to entry {behind}, exclusive"
+            )),
+            count if count != sample.count => Some(format!(
+                "it holds {} of the {count} entries from {first} to {last}",
+                sample.count
+            )),
+            _ => None,
+        };
+        if let Some(what) = what {
+            return Err(damaged(path, what));
+        }
+    }
+    Ok(found)
+}
+
+/// Some entries of a log.
+struct Sample {
+    /// How many the table holds.
+    count: u64,
+    /// The first, the last, and some between them, in their order.
+    entries: Vec<(u64, Option<Vec<u8>>)>,
+    /// What all take if the others are like these.
+    bytes: u64,
+}
+
+fn sample(entries: &redb::ReadOnlyTable<u64, &'static [u8]>) -> Result<Sample, redb::Error> {
+    let (first, last) = (entries.first()?, entries.last()?);
+    let mut sample = Sample {
+        count: entries.len()?,
+        entries: Vec::new(),
+        bytes: 0,
+    };
+    if let (Some((first, _)), Some((last, _))) = (first, last) {
+        let (first, last) = (first.value(), last.value());
+        let step = ((last - first) / SAMPLE).max(1);
+        let mut index = first;
+        loop {
+            let bytes = entries.get(index)?.map(|bytes| bytes.value().to_vec());
+            let size = bytes.as_ref().map_or(0, Vec::len) as u64;
+            sample.bytes += size + ENTRY_OVERHEAD;
+            sample.entries.push((index, bytes));
+            if index == last {
+                break;
+            }
+            index = index.saturating_add(step).min(last);
+        }
+        sample.bytes = (sample.bytes / sample.entries.len() as u64).saturating_mul(sample.count);
+    }
+    Ok(sample)
+}
+
+/// The entry at `index` from its bytes.
+pub(super) fn decode(path: &Path, index: u64, bytes: &[u8]) -> Result<Entry, LogError> {
+    let entry = Entry::decode(bytes).map_err(|source| LogError::Entry {
+        path: path.to_owned(),
+        index,
+        source: Arc::new(source),
+    })?;
+    match entry.log_id.index {
+        found if found == index => Ok(entry),
+        found => Err(damaged(
+            path,
+            format!("entry {index} says that it is entry {found}"),
+        )),
+    }
+}
+
+/// A position as legacy nodes wrote it, bare, or else as an option.
+fn position(name: &'static str, bytes: &[u8]) -> Result<Option<LogId>, RecordError> {
+    let bare = record::position(name, bytes).map(Some);
+    bare.or_else(|error| record::last_applied(bytes).map_err(|_| error))
+}
+
+fn damaged(path: &Path, what: String) -> LogError {
+    LogError::Damaged {
+        path: path.to_owned(),
+        what,
+    }
+}
+
+/// What lies between the entries that should be there.
+pub(super) fn missing(path: &Path, index: u64) -> LogError {
+    damaged(path, format!("entry {index} is missing"))
+}
+
+fn cannot_open(path: &Path, error: redb::Error) -> LogError {
+    LogError::Open {
+        path: path.to_owned(),
+        source: Arc::new(error),
+    }
+}
+
+/// Runs `work`; a panic in redb, which trusts a file that was closed cleanly,
+/// becomes an error.
+fn contained<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+    // Of what `work` leaves half-done redb itself makes nothing durable.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        let said = said.unwrap_or("no reason given");
+        Err(redb::Error::Corrupted(format!("redb panicked: {said}")))
+    })
+}

@@ -1,0 +1,178 @@
+//! A full disk is a slow disk: what the log's writer cannot write for want of
+//! space it writes again until there is some.
+//!
+//! This happens below redb, which refuses everything after one failed write
+//! and would have to be closed and repaired, on a disk that has no room for
+//! that. Here it notices nothing: no operation fails, none is done twice, and
+//! reads go on.
+//!
+//! Only the writer waits, and only in writing and growing. Whatever else fails,
+//! fsync above all, fails for good: after a failed fsync nobody knows what is
+//! on the disk, and a second one may succeed without having written it.
+
+use std::io;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
+use std::time::Duration;
+
+use redb::{BackendError, StorageBackend};
+
+/// Between two tries on a full disk: nobody who frees space waits for this.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What the waiting thread and those who ask about it share.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The thread that waits; before there is one, errors are errors.
+    writer: Option<ThreadId>,
+    /// Nobody waits any more.
+    over: bool,
+    /// Why it waits at the moment.
+    reason: Option<String>,
+}
+
+impl Patience {
+    /// Lets the thread that calls this wait from now on.
+    pub(super) fn begin(&self) {
+        self.lock().writer = Some(std::thread::current().id());
+    }
+
+    /// Ends all waiting: what cannot be written then fails.
+    pub(super) fn end(&self) {
+        self.lock().over = true;
+        self.changed.notify_all();
+    }
+
+    /// Why the writer waits, if it does.
+    pub(super) fn reason(&self) -> Option<String> {
+        self.lock().reason.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work` until it succeeds, or fails for another reason than space.
+    fn insist(&self, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let mut waited = false;
+        let result = loop {
+            match work() {
+                Err(error) if is_full(&error) && self.pause(&error, waited) => waited = true,
+                result => break result,
+            }
+        };
+        if waited {
+            self.lock().reason = None;
+            if result.is_ok() {
+                tracing::info!("There is space again: the Raft log goes on writing");
+            }
+        }
+        result
+    }
+
+    /// Waits a moment; false if this thread is not to wait.
+    fn pause(&self, error: &io::Error, again: bool) -> bool {
+        let mut state = self.lock();
+        if state.over || state.writer != Some(std::thread::current().id()) {
+            return false;
+        }
+        if !again {
+            let reason = format!(
+                "the disk is full, the Raft log waits for space ({error}); free some (df -h)"
+            );
+            tracing::error!("No write is confirmed: {reason}");
+            state.reason = Some(reason);
+        }
+        let waited = self.changed.wait_timeout(state, PAUSE);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        true
+    }
+}
+
+/// Whether it is only that there is no room, on the disk or in the quota.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
+/// A file whose writer has patience.
+#[derive(Debug)]
+pub(super) struct Patient<B> {
+    file: B,
+    patience: Arc<Patience>,
+    syncs: Arc<AtomicU64>,
+}
+
+impl<B> Patient<B> {
+    /// `syncs` counts how often the file was made durable.
+    pub(super) fn new(file: B, patience: Arc<Patience>, syncs: Arc<AtomicU64>) -> Self {
+        Self {
+            file,
+            patience,
+            syncs,
+        }
+    }
+}
+
+impl<B: StorageBackend> StorageBackend for Patient<B> {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.patience.insist(|| self.file.set_len(len))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        StorageBackend::sync_data(&self.file)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.patience.insist(|| self.file.write(offset, data))
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(
+        &self,
+        start: Bound<u64>,
+        end: Bound<u64>,
+    ) -> Result<bool, BackendError> {
+        self.file.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.query_lock_range(start, end)
+    }
+}
