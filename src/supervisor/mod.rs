@@ -245,6 +245,9 @@ impl<'a> Life<'a> {
         let Some(prepared) = self.prepare(locked, signals).await? else {
             return Ok(None);
         };
+        if let Some(record) = &prepared.record {
+            self.shared.set_migration(record.clone());
+        }
         let pool_size = self.settings().cluster.sqlite.pool_size;
         let opened = tokio::task::spawn_blocking(move || {
             let state_machine = storage::open(&prepared, pool_size)?;
@@ -437,6 +440,10 @@ impl<'a> Life<'a> {
                         self.notify.reloaded(&format!("Ready: {backend}"));
                     }
                 },
+                () = self.shared.stop_requested() => {
+                    self.stop_requested("POST /admin/shutdown");
+                    return Ok(());
+                }
                 reason = &mut failed => return Err(NodeError::Failed(reason)),
                 ended = &mut *server => {
                     return Err(match ended {
