@@ -212,3 +212,6 @@ impl Full {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
