@@ -23,7 +23,7 @@ use ruzstd::decoding::StreamingDecoder;
 const LEGACY: &[u8] = include_bytes!("../tests/fixtures/golden/alone-redb-2.6-clean.tar.zst");
 const CONFIG: &str = "[cluster]\nstorage_backend = \"sqlite\"  # was \"redb\"\n";
 /// A key that the legacy node wrote.
-const KEY: &str = "user/afbc24be31077b2e";
+const KEY: &str = "user/00169261cf68af73";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
