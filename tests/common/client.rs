@@ -39,12 +39,7 @@ impl Client {
         answer
     }
 
-    fn exchange(
-        &mut self,
-        method: &str,
-        target: &str,
-        body: Option<&Value>,
-    ) -> io::Result<Answer> {
+    fn exchange(&mut self, method: &str, target: &str, body: Option<&Value>) -> io::Result<Answer> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => {

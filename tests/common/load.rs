@@ -166,7 +166,7 @@ impl Writer {
         let random: u64 = rand::random();
         let some = random >> 8;
         let known = self.possible.first().unwrap().get(&key(some)).cloned();
-        match random % 6 {
+        match random % 16 {
             0..6 => Write::Set(key(some), value),
             6..9 => Write::Compare(key(some), known, value),
             9 => Write::Compare(key(some), Some("never there".into()), value),
@@ -247,9 +247,15 @@ impl Writer {
 
     /// Reads all that there is of this writer; it must be what the answers allow.
     pub(crate) fn check(&mut self, address: SocketAddr) {
-        let mut found = Pairs::new();
-        for n in 0..KEYS { let key = format!("{}{n}", self.prefix);
-            if let Some(v) = super::client::value(address, &key) { found.insert(key, v); } }
+        let target = format!("/api/kv?prefix={}&limit=1000", self.prefix);
+        let answer = Client::new(address).ask("GET", &target, None).unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let pairs = answer.json()["pairs"].as_array().unwrap().clone();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let pairs = pairs
+            .iter()
+            .map(|pair| (text(&pair["key"]), text(&pair["value"])));
+        let found: Pairs = pairs.collect();
         assert!(
             self.possible.contains(&found),
             "found {found:#?}, and the answers allow {:#?}",

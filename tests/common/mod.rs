@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod fixture;
 pub(crate) mod load;
 pub(crate) mod node;
+pub(crate) mod operator;
 pub(crate) mod outcome;
 pub(crate) mod read;
 pub(crate) mod scenario;
