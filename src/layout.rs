@@ -107,10 +107,23 @@ impl DataDir {
     pub fn possible_leftovers(&self) -> Vec<PathBuf> {
         let sqlite = temporary(&self.sqlite());
         let [wal, shm] = sqlite_companions(&sqlite);
-        let backup = temporary(&with_suffix(&self.redb(), ".backup"));
-        let log = temporary(&self.raft_log());
-        let mut files = vec![sqlite, wal, shm, temporary(&self.redb()), log, backup];
-        files.extend([self.copy(), self.received()]);
-        files
+        let backup = temporary_backup(&self.redb());
+        let mut all = vec![sqlite, wal, shm, temporary(&self.redb()), backup];
+        all.extend(self.possible_leftovers_of_log());
+        all.extend([self.copy(), self.received()]);
+        all
     }
+
+    /// Those of them that belong to the Raft log.
+    #[must_use]
+    pub fn possible_leftovers_of_log(&self) -> [PathBuf; 2] {
+        let log = self.raft_log();
+        [temporary(&log), temporary_backup(&log)]
+    }
+}
+
+/// The name under which a backup of `path` is made.
+#[must_use]
+pub fn temporary_backup(path: &Path) -> PathBuf {
+    temporary(&with_suffix(path, ".backup"))
 }

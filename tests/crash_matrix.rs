@@ -123,6 +123,12 @@ fn assert_left(scenario: &Scenario, outcome: &Outcome, files: &[&str], backup: &
         outcome.rows_sha256.as_ref(),
         Some(&scenario.state.rows_sha256)
     );
+    if let Some([log, entries]) = &scenario.log {
+        let mut files = outcome.files.iter();
+        let (_, _, sha256) = files.find(|(name, ..)| name == NEW_LOG).unwrap();
+        assert_eq!(sha256.as_ref(), Some(log));
+        assert_eq!(outcome.log_sha256.as_ref(), Some(entries));
+    }
     let metadata = scenario.state.metadata().into_iter();
     let metadata = metadata
         .map(|(key, value)| (key.into_bytes(), value))
@@ -136,6 +142,7 @@ fn assert_migrated(scenario: &Scenario, outcome: &Outcome, backup: &str) {
         "aspen.lock",
         "migrations.jsonl",
         "raft-log.redb",
+        NEW_LOG,
         "state-machine.db",
         backup,
     ];
@@ -156,6 +163,7 @@ fn assert_migrated(scenario: &Scenario, outcome: &Outcome, backup: &str) {
 }
 
 const NEW: &str = "state-machine.redb.backup-TIME";
+const NEW_LOG: &str = "raft-log.redb.backup-TIME";
 
 /// What the guide has the operator do before the node starts.
 fn aspen_migrate(dir: &Path) {
@@ -183,15 +191,11 @@ fn a_clean_source_is_migrated_once_whatever_kills_the_node() {
     let scenario = Scenario::new("legacy", "plain", "sqlite");
     let outcome = matrix(&scenario);
     assert_migrated(&scenario, &outcome, NEW);
-    let modes = outcome
-        .files
-        .iter()
-        .map(|(name, mode, _)| (name.as_str(), *mode));
-    let ours = modes.filter(|(name, _)| *name != "raft-log.redb");
+    let modes = outcome.files.iter().map(|(name, mode, _)| (name, *mode));
     assert!(
-        ours.clone().all(|(_, mode)| mode == 0o600),
+        modes.clone().all(|(_, mode)| mode == 0o600),
         "{:?}",
-        ours.collect::<Vec<_>>()
+        modes.collect::<Vec<_>>()
     );
 }
 
@@ -306,7 +310,13 @@ fn a_redb_file_of_version_2_is_upgraded_once_whatever_kills_the_node() {
     let unclean = Scenario::new("legacy", "unclean", "redb");
     for scenario in [clean, unclean] {
         let outcome = matrix(&scenario);
-        let files = ["aspen.lock", "raft-log.redb", "state-machine.redb", NEW];
+        let files = [
+            "aspen.lock",
+            "raft-log.redb",
+            NEW_LOG,
+            "state-machine.redb",
+            NEW,
+        ];
         assert_left(&scenario, &outcome, &files, NEW);
         let config = std::fs::read_to_string(scenario.copy().config()).unwrap();
         let (listing, text) = outcome.config.unwrap();
@@ -325,6 +335,38 @@ fn a_redb_file_that_shares_its_blocks_with_a_backup_is_parted_whatever_kills_the
     let outcome = matrix(&scenario);
     let files = ["aspen.lock", "state-machine.redb", OPERATORS];
     assert_left(&scenario, &outcome, &files, OPERATORS);
+}
+
+fn without_state_machine(dir: &Path) {
+    std::fs::remove_file(dir.join("state-machine.redb")).unwrap();
+}
+
+#[test]
+fn a_log_alone_is_taken_over_once_whatever_kills_the_node() {
+    let migrated = Scenario::new("legacy", "unclean", "sqlite").after(aspen_migrate);
+    // The state machine has been dealt with: only the log is left.
+    let scenario = migrated.after(without_state_machine);
+    let outcome = matrix(&scenario);
+    let names = outcome.files.iter().map(|(name, ..)| name.as_str());
+    assert!(names.clone().any(|name| name == NEW_LOG), "{outcome:?}");
+    let [_, entries] = scenario.log.as_ref().unwrap();
+    assert_eq!(outcome.log_sha256.as_ref(), Some(entries));
+}
+
+#[test]
+fn a_log_beside_a_state_machine_in_memory_is_taken_over_once_by_link_whatever_kills_the_node() {
+    let plain = Scenario::new("legacy", "plain", "memory").with_links();
+    let scenario = plain.after(without_state_machine);
+    let outcome = matrix(&scenario);
+    let names: Vec<&str> = outcome
+        .files
+        .iter()
+        .map(|(name, ..)| name.as_str())
+        .collect();
+    assert_eq!(names, ["aspen.lock", "raft-log.redb", NEW_LOG]);
+    let [log, entries] = scenario.log.as_ref().unwrap();
+    assert_eq!(outcome.files[2].2.as_ref(), Some(log));
+    assert_eq!(outcome.log_sha256.as_ref(), Some(entries));
 }
 
 /// Where in `operations` the first is that begins and ends so, from `start` on.
@@ -359,6 +401,19 @@ fn nothing_gets_or_loses_its_name_before_what_it_relies_on_is_durable() {
         "the backup comes first: {operations:#?}"
     );
     let published = after(publish, "fsync directory ", "ROOT/data");
+
+    let log_backup = after(0, "rename ", NEW_LOG);
+    let log_backup_durable = after(log_backup, "fsync directory ", "ROOT/data");
+    let log_content = after(0, "fsync ", "/raft-log.redb.aspen-tmp");
+    let log = after(0, "rename over ", "/raft-log.redb");
+    assert!(
+        log_backup_durable < log && log_content < log,
+        "the log's backup and content come before its name: {operations:#?}"
+    );
+    assert!(
+        after(log, "fsync directory ", "ROOT/data") < publish,
+        "the log comes first: {operations:#?}"
+    );
 
     let retire = after(0, "remove ", "/state-machine.redb");
     assert!(

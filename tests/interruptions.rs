@@ -60,6 +60,12 @@ fn an_upgrade_that_is_stopped_leaves_everything_as_it_was_found() {
 }
 
 #[test]
+fn taking_over_a_log_alone_can_be_stopped() {
+    let alone = |dir: &Path| std::fs::remove_file(dir.join("state-machine.redb")).unwrap();
+    stops(&Scenario::new("legacy", "unclean", "memory").after(alone));
+}
+
+#[test]
 fn parting_a_file_from_its_backup_can_be_stopped() {
     let name = "state-machine.redb.backup-20250102-030405";
     let linked = |dir: &Path| {
@@ -116,7 +122,7 @@ fn killed_then_started_with(backend: &str, scenario: &Scenario, publishes: &str)
             let backups = outcome
                 .files
                 .iter()
-                .filter(|(name, ..)| name.contains(".backup-"));
+                .filter(|(name, ..)| name.starts_with("state-machine.redb.backup-"));
             for (name, _, sha256) in backups {
                 assert_eq!(sha256.as_ref(), Some(&scenario.source), "{name}");
             }

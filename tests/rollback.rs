@@ -168,7 +168,7 @@ fn what_is_no_backup_of_ours_is_never_removed() {
             "state-machine.redb.backup-manual",
             "state-machine.redb.backup-20200101",
             "state-machine.redb.backup-20200101-000000.gz",
-            "raft-log.redb.backup-20200101-000000",
+            "raft-log.redb.backup-manual",
             "state-machine.db.backup-20200101-000000",
             "notes.txt",
         ] {

@@ -230,6 +230,7 @@ fn copy(
         target_kind: Kind::Sqlite,
         backup: None,
         verify,
+        besides: 0,
         begun: &begun,
     };
     let converted = convert(&request, &clock.control())?;

@@ -162,7 +162,7 @@ fn copy(
     control: &Control<'_>,
     stopped: &dyn Fn() -> bool,
 ) -> Result<(), BackupError> {
-    let temporary = layout::temporary(&layout::with_suffix(source, ".backup"));
+    let temporary = layout::temporary_backup(source);
     durable::remove(&temporary)?;
     let target = durable::create_new(&temporary)?;
     let total = file.metadata().map_or(0, |about| about.len());

@@ -22,7 +22,7 @@ use super::copy;
 use super::preflight::{self, Problem, Problems, Room, Wanted};
 use super::progress::{Control, Event, Phase};
 use super::record::{self, Begun, Copy, Record, Seconds, Verified};
-use super::source::{Metadata, Source, SourceError};
+use super::source::{Holds, Metadata, Source, SourceError};
 use super::target::{self, TargetError, sqlite::Expected};
 use super::temporary::Temporary;
 use super::watch;
@@ -45,6 +45,8 @@ pub struct Request<'a> {
     pub backup: Option<BackupKind>,
     /// How the copy is verified.
     pub verify: Verified,
+    /// Bytes that are going to be written beside backup and copy.
+    pub besides: u64,
     /// Who began, and when.
     pub begun: &'a Begun,
 }
@@ -55,8 +57,7 @@ pub struct Converted {
     pub source: Source,
     /// What was done.
     pub record: Record,
-    backup: Option<NewBackup>,
-    temporary: Temporary,
+    unpublished: Unpublished,
 }
 
 impl Converted {
@@ -66,11 +67,33 @@ impl Converted {
     /// # Errors
     /// When the rename fails or `control` says to stop; nothing has changed then.
     pub fn publish(
-        mut self,
+        self,
         target: &Path,
         replace: bool,
         control: &Control<'_>,
     ) -> Result<(Source, Record, Option<Backup>), MigrationError> {
+        let source = self.source.path();
+        let backup = self.unpublished.publish(source, target, replace, control)?;
+        Ok((self.source, self.record, backup))
+    }
+}
+
+/// A complete, durable file that does not have its name yet, and the backup of
+/// what it was made from.
+pub(super) struct Unpublished {
+    pub(super) backup: Option<NewBackup>,
+    pub(super) temporary: Temporary,
+}
+
+impl Unpublished {
+    /// See [`Converted::publish`].
+    pub(super) fn publish(
+        mut self,
+        source: &Path,
+        target: &Path,
+        replace: bool,
+        control: &Control<'_>,
+    ) -> Result<Option<Backup>, MigrationError> {
         if control.stopped() {
             return Err(MigrationError::Stopped);
         }
@@ -86,17 +109,17 @@ impl Converted {
             return Err(error.into());
         }
         let backup = self.backup.take().map(NewBackup::keep);
-        if let Some(backup) = &backup {
-            control.observer.event(&Event::BackedUp(&backup.path));
+        if let Some(Backup { path: backup, .. }) = &backup {
+            control.observer.event(&Event::BackedUp { source, backup });
         }
         control.observer.event(&Event::Published(target));
-        Ok((self.source, self.record, backup))
+        Ok(backup)
     }
 }
 
 /// A backup that is removed again when the migration fails after all: the
 /// source is then as it was, and the space may be what was missing.
-struct NewBackup(Option<Backup>);
+pub(super) struct NewBackup(pub(super) Option<Backup>);
 
 impl NewBackup {
     fn keep(mut self) -> Backup {
@@ -127,7 +150,7 @@ impl Drop for NewBackup {
 /// existed before are then as they were.
 pub fn convert(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, MigrationError> {
     run(request, control).map_err(|error| {
-        let needed = preflight::upper_bound(request.source, request.backup);
+        let needed = preflight::upper_bound(request.source, request.backup) + request.besides;
         error.seen_from(request.target, needed)
     })
 }
@@ -140,6 +163,7 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
         target: request.target,
         kind: request.target_kind,
         backup: request.backup,
+        besides: request.besides,
     };
     let (room, problems) = preflight::check(&source, wanted)?;
     refuse(problems)?;
@@ -160,7 +184,7 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
     };
     let checked = Instant::now();
     if room == Room::Tight {
-        watch::check(&mut source, control)?;
+        watch::check(&mut source, Holds::StateMachine, control)?;
         refuse(preflight::measured(&source, wanted)?)?;
         seconds.check = checked.elapsed().as_secs_f64();
     }
@@ -168,7 +192,7 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
         let backup = scope.spawn(make_backup);
         let copied = (|| {
             if room == Room::Plenty {
-                watch::check(&mut source, control)?;
+                watch::check(&mut source, Holds::StateMachine, control)?;
                 seconds.check = checked.elapsed().as_secs_f64();
                 if request.target_kind == Kind::Sqlite && source.may_hold_huge_value(MAX_ROW_BYTES)
                 {
@@ -201,13 +225,12 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
         }
         durable::fsync(temporary.file(), temporary.path())?;
         let backup = backup.0.is_some().then_some(backup);
-        Ok((record, backup, temporary))
+        Ok((record, Unpublished { backup, temporary }))
     })
-    .map(|(record, backup, temporary)| Converted {
+    .map(|(record, unpublished)| Converted {
         source,
         record,
-        backup,
-        temporary,
+        unpublished,
     })
 }
 
@@ -224,9 +247,10 @@ pub fn survey(request: &Request<'_>, control: &Control<'_>) -> Result<Record, Mi
             target: request.target,
             kind: request.target_kind,
             backup: request.backup,
+            besides: request.besides,
         };
         let (_, mut problems) = preflight::check(&source, wanted)?;
-        watch::check(&mut source, control)?;
+        watch::check(&mut source, Holds::StateMachine, control)?;
         problems.extend(preflight::measured(&source, wanted)?);
         refuse(problems)?;
         let rows = source.rows()?;
@@ -248,7 +272,7 @@ pub fn survey(request: &Request<'_>, control: &Control<'_>) -> Result<Record, Mi
     surveyed.map_err(|error: MigrationError| error.seen_from(request.target, 0))
 }
 
-fn refuse(problems: Vec<Problem>) -> Result<(), MigrationError> {
+pub(super) fn refuse(problems: Vec<Problem>) -> Result<(), MigrationError> {
     match problems.is_empty() {
         true => Ok(()),
         false => Err(MigrationError::Preflight(Problems(problems))),

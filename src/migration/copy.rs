@@ -163,7 +163,7 @@ fn read<E>(
 /// Takes its time when a test asked for it (`ASPEN_TEST_SLOW_MS_PER_STEP`), so
 /// that the test can act in the middle; compiled into debug builds only.
 #[cfg(debug_assertions)]
-fn dawdle(done: u64, rows: u64, control: &Control<'_>) {
+pub(super) fn dawdle(done: u64, rows: u64, control: &Control<'_>) {
     const ROWS_PER_STEP: u64 = 20;
     static PAUSE: std::sync::LazyLock<Option<u64>> = std::sync::LazyLock::new(|| {
         std::env::var("ASPEN_TEST_SLOW_MS_PER_STEP")

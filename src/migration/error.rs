@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::backup::BackupError;
 use super::inspect::InspectError;
 use super::preflight::{MeasureError, Problems};
+use super::raft_log::RaftLogError;
 use super::record::HistoryError;
 use super::refusal::Refused;
 use super::source::SourceError;
@@ -54,6 +55,9 @@ pub enum MigrationError {
     /// The copy cannot be made or does not agree.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// The legacy Raft log cannot be taken over.
+    #[error(transparent)]
+    RaftLog(#[from] RaftLogError),
     /// There is no backup.
     #[error(transparent)]
     Backup(#[from] BackupError),
@@ -111,6 +115,7 @@ impl MigrationError {
             Self::DiskFull { .. } | Self::History(_) | Self::Record { .. } => Exit::Io,
             Self::Source(error) => error.exit(),
             Self::Target(error) => error.exit(),
+            Self::RaftLog(error) => error.exit(),
             Self::Backup(error) => error.exit(),
             Self::Durable(error) => error.exit(),
             Self::Open(error) => error.exit(),
@@ -125,6 +130,16 @@ impl MigrationError {
             | Self::Inspect(InspectError::Redb(error))
             | Self::Target(TargetError::Source(error)) => Some(error),
             _ => None,
+        }
+    }
+
+    /// The file that cannot be migrated as it is, where it is one that has to
+    /// be looked at.
+    #[must_use]
+    pub fn source_path(&self) -> Option<&Path> {
+        match self {
+            Self::RaftLog(error) => Some(error.path()),
+            error => error.source_error().and_then(SourceError::path),
         }
     }
 

@@ -48,7 +48,10 @@ pub(super) fn retire_source(
         update(&dir.sqlite(), &record, control);
     }
     backup::retire(&redb, found.is_none().then_some(path.as_path()))?;
-    control.observer.event(&Event::BackedUp(&path));
+    control.observer.event(&Event::BackedUp {
+        source: &redb,
+        backup: &path,
+    });
     Ok(record)
 }
 
@@ -68,12 +71,7 @@ pub(super) fn finish(
         Err(error) => observer.event(&Event::HistoryFailed(&error)),
     }
     let current = record.backup.clone().unwrap_or_default();
-    let now = OffsetDateTime::now_utc();
-    match backup::prune(&dir.redb(), options.keep_backups, &current, now) {
-        Ok(removed) if removed.is_empty() => {}
-        Ok(removed) => observer.event(&Event::BackupsRemoved(&removed)),
-        Err(error) => observer.event(&Event::PruneFailed(&error)),
-    }
+    prune_backups(&dir.redb(), &current, options, control);
     if let Some(file) = &options.config_file {
         match record_migration(file, &migrated(&record)) {
             Ok(Outcome::Unchanged) => {}
@@ -82,6 +80,21 @@ pub(super) fn finish(
         }
     }
     record
+}
+
+/// Removes the backups of `source` beyond those to keep; `current` stays.
+pub(super) fn prune_backups(
+    source: &Path,
+    current: &Path,
+    options: &Options,
+    control: &Control<'_>,
+) {
+    let now = OffsetDateTime::now_utc();
+    match backup::prune(source, options.keep_backups, current, now) {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => control.observer.event(&Event::BackupsRemoved(&removed)),
+        Err(error) => control.observer.event(&Event::PruneFailed(&error)),
+    }
 }
 
 /// A record that could not be completed when the source was retired, on a full

@@ -19,6 +19,8 @@ pub struct Inventory {
     pub redb: Option<RedbFile>,
     /// The SQLite state machine.
     pub sqlite: Option<SqliteFile>,
+    /// The Raft log, whatever the backend.
+    pub log: Option<Identity>,
     /// Files that an interrupted run of ours left half-made.
     pub leftovers: Vec<PathBuf>,
     /// A write-ahead log or its index whose database is gone.
@@ -45,7 +47,7 @@ pub struct SqliteFile {
 /// Why the directory cannot be judged.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// The legacy state machine is unreadable.
+    /// The legacy state machine or the Raft log is unreadable.
     #[error(transparent)]
     Redb(#[from] SourceError),
     /// The SQLite state machine is unreadable.
@@ -54,7 +56,7 @@ pub enum InspectError {
     /// Its migration record is unreadable.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
-    /// A state machine is not a regular file of its own in the directory.
+    /// A file that has to be replaced is not a regular one of its own in the directory.
     #[error("{} is not a regular file; put the file itself into the data directory, since it is replaced by renaming", .0.display())]
     NotRegular(PathBuf),
     /// A file cannot be looked at.
@@ -70,27 +72,20 @@ pub enum InspectError {
 /// Looks at the files that `backend` makes relevant.
 ///
 /// # Errors
-/// When a state machine is there and cannot be read: missing is not corrupt.
+/// When a file is there and cannot be read: missing is not corrupt.
 pub fn inspect(dir: &DataDir, backend: Backend) -> Result<Inventory, InspectError> {
-    let mut inventory = Inventory::default();
+    let mut inventory = Inventory {
+        log: log(&dir.raft_log())?,
+        ..Inventory::default()
+    };
     if backend == Backend::Memory {
+        inventory.leftovers = present(dir.possible_leftovers_of_log())?;
         return Ok(inventory);
     }
-    for path in dir.possible_leftovers() {
-        if look(&path)?.is_some() {
-            inventory.leftovers.push(path);
-        }
-    }
+    inventory.leftovers = present(dir.possible_leftovers())?;
     if let Some(about) = regular(&dir.redb())? {
-        let (_, identity) = identify(&dir.redb())?;
-        if identity.kind != Kind::Redb {
-            return Err(InspectError::Redb(SourceError::NotADatabase {
-                path: dir.redb(),
-                found: "it is a SQLite database",
-            }));
-        }
         inventory.redb = Some(RedbFile {
-            identity,
+            identity: redb(&dir.redb())?,
             linked: about.nlink() > 1,
         });
     }
@@ -99,13 +94,44 @@ pub fn inspect(dir: &DataDir, backend: Backend) -> Result<Inventory, InspectErro
             record: record(&dir.sqlite())?,
         });
     } else {
-        for path in layout::sqlite_companions(&dir.sqlite()) {
-            if look(&path)?.is_some() {
-                inventory.orphans.push(path);
-            }
-        }
+        inventory.orphans = present(layout::sqlite_companions(&dir.sqlite()))?;
     }
     Ok(inventory)
+}
+
+/// A log in the current format may lie elsewhere, behind a symbolic link: it
+/// stays as it is.
+fn log(path: &Path) -> Result<Option<Identity>, InspectError> {
+    let Some(about) = look(path)? else {
+        return Ok(None);
+    };
+    let identity = redb(path)?;
+    match about.is_file() || !identity.is_legacy() {
+        true => Ok(Some(identity)),
+        false => Err(InspectError::NotRegular(path.to_owned())),
+    }
+}
+
+fn redb(path: &Path) -> Result<Identity, InspectError> {
+    let (_, identity) = identify(path)?;
+    match identity.kind {
+        Kind::Redb => Ok(identity),
+        _ => Err(InspectError::Redb(SourceError::NotADatabase {
+            path: path.to_owned(),
+            found: "it is a SQLite database",
+        })),
+    }
+}
+
+/// Those of `paths` that are there.
+fn present(paths: impl IntoIterator<Item = PathBuf>) -> Result<Vec<PathBuf>, InspectError> {
+    let mut found = Vec::new();
+    for path in paths {
+        if look(&path)?.is_some() {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// A record that does not parse was made by a later release: the data is

@@ -6,19 +6,27 @@
 //! 1. [`inspect`]: what is there. Reads only.
 //! 2. Remove what an interrupted run left half-made: reserved names only.
 //! 3. [`plan`]: decide. Pure.
-//! 4. [`convert`](mod@convert): check, back up, copy, verify, into a temporary file.
-//! 5. Publish: rename. **The commit point.** Before it the source is the data,
+//! 4. [`raft_log`]: check a legacy Raft log from end to end. Reads only.
+//! 5. [`convert`](mod@convert): check, back up, copy, verify, into a temporary file.
+//! 6. Take the Raft log over: back up, copy, verify, rename. A commit point of
+//!    its own: the same log in the current file format, which fits the state
+//!    machine before 7 as well as after it.
+//! 7. Publish: rename. **The commit point.** Before it the source is the data,
 //!    after it the copy is.
-//! 6. Retire the source: the durable backup is what is left of it.
-//! 7. Record: a line in the history; old backups go.
-//! 8. Rewrite the configuration.
+//! 8. Retire the source: the durable backup is what is left of it.
+//! 9. Record: a line in the history; old backups go.
+//! 10. Rewrite the configuration.
 //!
-//! Safe to die at any point: before 5 nothing has changed that anybody reads,
-//! and the next start begins again; after 5 the copy itself says from which
-//! source it was made, so that the next start finds 6 to 8 undone and does
-//! them. Each of these is a no-op where it was done. There is no journal file
-//! that could disagree with the directory: reserved names and the record in the
-//! copy are the journal.
+//! Safe to die at any point: before 6 nothing has changed that anybody reads,
+//! and the next start begins again; between 6 and 7 it finds a log that needs
+//! nothing; after 7 the copy itself says from which source it was made, so that
+//! the next start finds 8 to 10 undone and does them. Each of these is a no-op
+//! where it was done. There is no journal file that could disagree with the
+//! directory: reserved names and the record in the copy are the journal.
+//!
+//! All that is likely to fail or to take long comes before 6, for log and state
+//! machine together, so that a start that fails or is stopped has changed
+//! neither; from 6 to 7 nothing stops it.
 //!
 //! Storage opens only what [`Prepared`] names, so that data that should have
 //! been migrated cannot be opened by mistake.
@@ -31,6 +39,7 @@ pub mod overlay;
 pub mod plan;
 pub mod preflight;
 pub mod progress;
+pub mod raft_log;
 pub mod record;
 pub mod refusal;
 pub mod source;
@@ -42,16 +51,20 @@ mod temporary;
 mod watch;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use self::convert::{Request, convert};
+use self::convert::{Converted, Request, convert};
+use self::inspect::Inventory;
 use self::plan::{Decision, decide};
 use self::progress::{Control, Event};
+use self::raft_log::Examined;
 use self::record::{Begun, Record, Verified};
 use self::refusal::Refused;
 use self::temporary::Temporary;
 use crate::config::settings::{Backend, BackupKind, Verify};
 use crate::durable;
 use crate::format::Kind;
+use crate::layout::DataDir;
 use crate::lock::LockedDir;
 
 pub use self::error::MigrationError;
@@ -116,7 +129,6 @@ pub fn prepare(
     control: &Control<'_>,
 ) -> Result<Prepared, MigrationError> {
     let dir = locked.dir();
-    let (redb, sqlite) = (dir.redb(), dir.sqlite());
     let inventory = inspect::inspect(dir, options.backend)?;
     for path in &inventory.leftovers {
         durable::remove(path)?;
@@ -128,59 +140,83 @@ pub fn prepare(
             .event(&Event::LeftoversRemoved(&inventory.leftovers));
     }
     let decision = decide(options.backend, &inventory);
+    if let Decision::Refuse(refusal) = decision {
+        return Err(Refused::explain(refusal, dir, &inventory).into());
+    }
     control.observer.event(&Event::Decided(&decision));
+    let legacy_log = inventory.log.as_ref().filter(|log| log.is_legacy());
+    let log = legacy_log.map(|identity| {
+        let (path, bytes) = (&dir.raft_log(), identity.length);
+        control.observer.event(&Event::LogFound { path, bytes });
+        raft_log::examine(path, options.backup, control)
+    });
+    let mut prepared = carry_out(
+        decision,
+        dir,
+        &inventory,
+        log.transpose()?,
+        options,
+        control,
+    )?;
+    if let (Storage::Sqlite(path), Some(record)) = (&prepared.storage, prepared.record.take()) {
+        prepared.record = Some(finish::finish(dir, path, record, options, control));
+    }
+    Ok(prepared)
+}
+
+/// Does steps 5 to 8, or what was decided instead. A log whose state machine is
+/// not converted now is taken over once all else has succeeded.
+fn carry_out(
+    decision: Decision,
+    dir: &DataDir,
+    inventory: &Inventory,
+    log: Option<Examined>,
+    options: &Options,
+    control: &Control<'_>,
+) -> Result<Prepared, MigrationError> {
+    let (redb, sqlite) = (dir.redb(), dir.sqlite());
+    let begun = Begun::now(&options.program);
+    let (log, log_alone) = match decision {
+        Decision::Migrate | Decision::UpgradeRedb => (log, None),
+        _ => (None, log),
+    };
+    log_alone.as_ref().map_or(Ok(()), Examined::require_room)?;
     let earlier = inventory
         .sqlite
         .as_ref()
         .and_then(|file| file.record.clone());
-    let sqlite_with = |record, migrated_now| Prepared {
-        storage: Storage::Sqlite(sqlite.clone()),
-        record,
-        migrated_now,
-    };
-    let redb_ready = || Prepared {
-        storage: Storage::Redb(redb.clone()),
+    let mut prepared = Prepared {
+        storage: match options.backend {
+            Backend::Sqlite => Storage::Sqlite(sqlite.clone()),
+            Backend::Redb => Storage::Redb(redb.clone()),
+            Backend::Memory => Storage::Memory,
+        },
         record: None,
         migrated_now: false,
     };
-    let mut prepared = match decision {
-        Decision::Memory => {
-            return Ok(Prepared {
-                storage: Storage::Memory,
-                record: None,
-                migrated_now: false,
-            });
+    match decision {
+        Decision::Memory
+        | Decision::Refuse(_)
+        | Decision::OpenRedb {
+            unlink_first: false,
+        } => {}
+        Decision::FreshRedb => fresh(&redb, Kind::Redb)?,
+        Decision::OpenRedb { unlink_first: true } => unlink(&redb, control)?,
+        Decision::UpgradeRedb => upgrade(&redb, log, &begun, options, control)?,
+        Decision::FreshSqlite => fresh(&sqlite, Kind::Sqlite)?,
+        Decision::OpenSqlite => prepared.record = earlier,
+        Decision::Migrate => {
+            let record = migrate(&redb, &sqlite, log, &begun, options, control)?;
+            prepared.record = Some(record);
+            prepared.migrated_now = true;
         }
-        Decision::Refuse(refusal) => {
-            return Err(Refused::explain(refusal, dir, &inventory).into());
-        }
-        Decision::FreshRedb => {
-            fresh(&redb, Kind::Redb)?;
-            redb_ready()
-        }
-        Decision::OpenRedb { unlink_first } => {
-            if unlink_first {
-                unlink(&redb, control)?;
-            }
-            redb_ready()
-        }
-        Decision::UpgradeRedb => {
-            upgrade(&redb, options, control)?;
-            redb_ready()
-        }
-        Decision::FreshSqlite => {
-            fresh(&sqlite, Kind::Sqlite)?;
-            sqlite_with(None, false)
-        }
-        Decision::OpenSqlite => sqlite_with(earlier, false),
-        Decision::Migrate => sqlite_with(Some(migrate(&redb, &sqlite, options, control)?), true),
         Decision::FinishRetiring => {
             let record = earlier.map(|record| finish::retire_source(dir, record, control));
-            sqlite_with(record.transpose()?, false)
+            prepared.record = record.transpose()?;
         }
-    };
-    if let (Storage::Sqlite(path), Some(record)) = (&prepared.storage, prepared.record.take()) {
-        prepared.record = Some(finish::finish(dir, path, record, options, control));
+    }
+    if let Some(log) = log_alone {
+        take_over(log, &begun, options, control)?;
     }
     Ok(prepared)
 }
@@ -189,20 +225,22 @@ pub fn prepare(
 fn migrate(
     redb: &Path,
     sqlite: &Path,
+    log: Option<Examined>,
+    begun: &Begun,
     options: &Options,
     control: &Control<'_>,
 ) -> Result<Record, MigrationError> {
-    let begun = Begun::now(&options.program);
     let request = Request {
         source: redb,
         target: sqlite,
         target_kind: Kind::Sqlite,
         backup: Some(options.backup),
         verify: verified(options.verify),
-        begun: &begun,
+        besides: log.as_ref().map_or(0, Examined::needed),
+        begun,
     };
-    let converted = convert(&request, control)?;
-    let (source, record, backup) = converted.publish(sqlite, false, control)?;
+    let (converted, control) = convert_beside(&request, log, options, control)?;
+    let (source, record, backup) = converted.publish(sqlite, false, &control)?;
     let becomes = backup
         .is_none()
         .then(|| backup::name_for(redb, None, begun.at()));
@@ -212,18 +250,55 @@ fn migrate(
 }
 
 /// Replaces a redb file of format v2 by one of v3 with the same rows.
-fn upgrade(redb: &Path, options: &Options, control: &Control<'_>) -> Result<(), MigrationError> {
-    let begun = Begun::now(&options.program);
+fn upgrade(
+    redb: &Path,
+    log: Option<Examined>,
+    begun: &Begun,
+    options: &Options,
+    control: &Control<'_>,
+) -> Result<(), MigrationError> {
     let request = Request {
         source: redb,
         target: redb,
         target_kind: Kind::Redb,
         backup: Some(options.backup),
         verify: verified(options.verify),
-        begun: &begun,
+        besides: log.as_ref().map_or(0, Examined::needed),
+        begun,
     };
-    let converted = convert(&request, control)?;
-    converted.publish(redb, true, control)?;
+    let (converted, control) = convert_beside(&request, log, options, control)?;
+    converted.publish(redb, true, &control)?;
+    Ok(())
+}
+
+/// Converts the state machine, then takes `log` over: all that is left is to
+/// publish, with a control that no longer stops once the log has changed.
+fn convert_beside<'a>(
+    request: &Request<'_>,
+    log: Option<Examined>,
+    options: &Options,
+    control: &Control<'a>,
+) -> Result<(Converted, Control<'a>), MigrationError> {
+    let converted = convert(request, control)?;
+    let mut control = control.clone();
+    if let Some(log) = log {
+        take_over(log, request.begun, options, &control)?;
+        control.stop = Arc::default();
+    }
+    Ok((converted, control))
+}
+
+/// Takes `log` over. Older backups of it go at once, if it comes to that: no
+/// later start knows any more which one the log was made from.
+fn take_over(
+    log: Examined,
+    begun: &Begun,
+    options: &Options,
+    control: &Control<'_>,
+) -> Result<(), MigrationError> {
+    let done = log.take_over(begun.at(), control)?;
+    control.observer.event(&Event::LogTakenOver(&done));
+    finish::prune_backups(&done.path, &done.backup, options, control);
     Ok(())
 }
 

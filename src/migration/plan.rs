@@ -58,9 +58,7 @@ pub fn decide(backend: Backend, inventory: &Inventory) -> Decision {
         }
         (Backend::Sqlite, Some(_), Some(_)) => Decision::Refuse(Refusal::Conflict),
         (Backend::Redb, None, None) => Decision::FreshRedb,
-        (Backend::Redb, Some(redb), None) if redb.identity.version == Some(2) => {
-            Decision::UpgradeRedb
-        }
+        (Backend::Redb, Some(redb), None) if redb.identity.is_legacy() => Decision::UpgradeRedb,
         (Backend::Redb, Some(redb), None) => Decision::OpenRedb {
             unlink_first: redb.linked,
         },

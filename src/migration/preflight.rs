@@ -126,6 +126,8 @@ pub struct Wanted<'a> {
     pub kind: Kind,
     /// The backup, when one is made.
     pub backup: Option<BackupKind>,
+    /// Bytes that are written beside both.
+    pub besides: u64,
 }
 
 /// Checks permissions and file systems, and whether space needs a closer look.
@@ -134,10 +136,7 @@ pub struct Wanted<'a> {
 /// When the file system cannot be asked.
 pub fn check(source: &Source, wanted: Wanted<'_>) -> Result<(Room, Vec<Problem>), DurableError> {
     let dir = durable::parent(wanted.target);
-    let mut problems = Vec::new();
-    if nix::unistd::access(dir, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
-        problems.push(Problem::NotWritable(dir.to_owned()));
-    }
+    let mut problems: Vec<_> = not_writable(dir).into_iter().collect();
     let beside = durable::parent(source.path());
     if wanted.backup.is_some() && !durable::same_file_system(beside, dir)? {
         problems.push(Problem::OtherFileSystem(beside.to_owned()));
@@ -147,7 +146,9 @@ pub fn check(source: &Source, wanted: Wanted<'_>) -> Result<(Room, Vec<Problem>)
     }
     // Not proven yet: where the count is wrong, the check will say so.
     let rows = source.rows().unwrap_or(0);
-    let most = backup_bytes(source, wanted) + copy_at_most(source.identity().length, rows);
+    let most = backup_bytes(source, wanted.backup)
+        + wanted.besides
+        + copy_at_most(source.identity().length, rows);
     let room = match durable::free_space(dir)? >= most.saturating_add(RESERVE_BYTES) {
         true => Room::Plenty,
         false => Room::Tight,
@@ -170,14 +171,15 @@ pub fn upper_bound(source: &Path, backup: Option<BackupKind>) -> u64 {
     })
 }
 
-fn backup_bytes(source: &Source, wanted: Wanted<'_>) -> u64 {
+/// Bytes that the backup of `source` will take, if it has none yet.
+pub(super) fn backup_bytes(source: &Source, backup: Option<BackupKind>) -> u64 {
     let exists = backup::list(source.path()).is_ok_and(|backups| {
         backups.iter().any(|(_, path)| {
             super::source::identify(path)
                 .is_ok_and(|(_, found)| found.fingerprint == source.identity().fingerprint)
         })
     });
-    match (wanted.backup, source.file().metadata()) {
+    match (backup, source.file().metadata()) {
         (Some(BackupKind::Copy), Ok(about)) if !exists => backup::bytes_needed(&about),
         _ => 0,
     }
@@ -204,21 +206,43 @@ pub fn measured(source: &Source, wanted: Wanted<'_>) -> Result<Vec<Problem>, Mea
     let dir = durable::parent(wanted.target);
     let copy = match wanted.kind {
         Kind::Sqlite => size.sqlite(),
-        _ => size.redb(),
+        _ => redb_at_most(size.rows, size.content),
     };
-    let needed = backup_bytes(source, wanted) + copy + FIXED_BYTES + RESERVE_BYTES;
-    let found = durable::free_space(dir)?;
-    if found < needed {
-        problems.insert(
-            0,
-            Problem::Space {
-                dir: dir.to_owned(),
-                needed,
-                found,
-            },
-        );
-    }
+    let needed =
+        backup_bytes(source, wanted.backup) + wanted.besides + copy + FIXED_BYTES + RESERVE_BYTES;
+    problems.splice(0..0, no_room(dir, needed)?);
     Ok(problems)
+}
+
+/// Whether `dir` takes a redb file of `bytes` at most, and its backup.
+///
+/// # Errors
+/// When the file system cannot be asked.
+pub(super) fn room_in(dir: &Path, bytes: u64) -> Result<Vec<Problem>, DurableError> {
+    let no_room = no_room(dir, bytes + RESERVE_BYTES)?;
+    Ok(not_writable(dir).into_iter().chain(no_room).collect())
+}
+
+fn not_writable(dir: &Path) -> Option<Problem> {
+    let may = nix::unistd::access(dir, AccessFlags::W_OK | AccessFlags::X_OK);
+    may.is_err().then(|| Problem::NotWritable(dir.to_owned()))
+}
+
+fn no_room(dir: &Path, needed: u64) -> Result<Option<Problem>, DurableError> {
+    let found = durable::free_space(dir)?;
+    Ok((found < needed).then(|| Problem::Space {
+        dir: dir.to_owned(),
+        needed,
+        found,
+    }))
+}
+
+/// Most bytes that a redb file of so many rows takes, which hold `content`
+/// bytes. Pages filled in key order end up half full; the file grows by doubling.
+pub(super) fn redb_at_most(rows: u64, content: u64) -> u64 {
+    /// Offsets of key and value, and their share of the page's own bytes.
+    const ROW: u64 = 18;
+    4 * (content + ROW * rows)
 }
 
 /// Why the rows could not be measured.
@@ -286,13 +310,6 @@ impl CopySize {
     fn sqlite(&self) -> u64 {
         let bytes = self.pages * PAGE + self.index_bytes * 7 / 6;
         bytes + bytes / 100
-    }
-
-    /// Pages filled in key order end up half full; the file grows by doubling.
-    fn redb(&self) -> u64 {
-        /// Offsets of key and value, and their share of the page's own bytes.
-        const ROW: u64 = 18;
-        4 * (self.content + ROW * self.rows)
     }
 }
 

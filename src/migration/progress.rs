@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::MigrationError;
 use super::backup::BackupError;
 use super::plan::Decision;
+use super::raft_log::LogTakenOver;
 use super::record::{HistoryError, Record};
 use super::source::Metadata;
 use crate::config::rewrite::RewriteError;
@@ -15,7 +16,11 @@ use crate::format::digest::Digest;
 /// A part of the work that takes time. Several may run at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// The source's own checksums are verified; work is counted in bytes.
+    /// The legacy Raft log's own checksums are verified; bytes.
+    LogCheck,
+    /// Every entry of it is read; entries.
+    LogRead,
+    /// The source's own checksums are verified; bytes.
     Check,
     /// The backup is made; bytes.
     Backup,
@@ -23,28 +28,69 @@ pub enum Phase {
     Copy,
     /// The copy is verified; rows.
     Verify,
+    /// The backup of the legacy Raft log is made; bytes.
+    LogBackup,
+    /// Its entries are copied; entries.
+    LogCopy,
+    /// The copy of the log is verified; entries.
+    LogVerify,
 }
 
 impl Phase {
-    /// All, in the order in which they begin.
-    pub const ALL: [Self; 4] = [Self::Check, Self::Backup, Self::Copy, Self::Verify];
-
-    /// One word for logs and status.
+    /// Its name in logs and status.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::LogCheck => "log-check",
+            Self::LogRead => "log-read",
             Self::Check => "check",
             Self::Backup => "backup",
             Self::Copy => "copy",
             Self::Verify => "verify",
+            Self::LogBackup => "log-backup",
+            Self::LogCopy => "log-copy",
+            Self::LogVerify => "log-verify",
         }
     }
 
-    /// Whether its work is counted in rows rather than bytes.
+    /// What its work is counted in.
     #[must_use]
-    pub fn counts_rows(self) -> bool {
-        matches!(self, Self::Copy | Self::Verify)
+    pub fn unit(self) -> Unit {
+        match self {
+            Self::LogCheck | Self::Check | Self::Backup | Self::LogBackup => Unit::Bytes,
+            Self::Copy | Self::Verify => Unit::Keys,
+            Self::LogRead | Self::LogCopy | Self::LogVerify => Unit::Entries,
+        }
     }
+
+    /// Whether it belongs to the Raft log, not to the state machine.
+    #[must_use]
+    pub fn of_log(self) -> bool {
+        self == self.on_log()
+    }
+
+    /// The same part of the work, done to the Raft log.
+    #[must_use]
+    pub fn on_log(self) -> Self {
+        match self {
+            Self::LogCheck | Self::Check => Self::LogCheck,
+            Self::LogRead => Self::LogRead,
+            Self::Backup | Self::LogBackup => Self::LogBackup,
+            Self::Copy | Self::LogCopy => Self::LogCopy,
+            Self::Verify | Self::LogVerify => Self::LogVerify,
+        }
+    }
+}
+
+/// What the work of a phase is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes of a file.
+    Bytes,
+    /// Keys of the state machine.
+    Keys,
+    /// Entries of the Raft log.
+    Entries,
 }
 
 /// Something that a reader of the output may want to know.
@@ -81,11 +127,25 @@ pub enum Event<'a> {
     /// All that was to be verified agrees.
     Verified,
     /// The backup is there to stay.
-    BackedUp(&'a Path),
+    BackedUp {
+        /// What it is a backup of.
+        source: &'a Path,
+        /// The backup.
+        backup: &'a Path,
+    },
+    /// A Raft log in a legacy format is about to be taken over.
+    LogFound {
+        /// The log.
+        path: &'a Path,
+        /// Its length in bytes.
+        bytes: u64,
+    },
+    /// The Raft log is durable in the current format under its name.
+    LogTakenOver(&'a LogTakenOver),
     /// The target is durable under its name: the commit point.
     Published(&'a Path),
     /// The source's file lacks only bookkeeping, which was rebuilt in memory.
-    BookkeepingRebuilt,
+    BookkeepingRebuilt(&'a Path),
     /// A phase is done.
     Finished(Phase),
     /// Half-made files of an interrupted run are gone.
@@ -114,6 +174,22 @@ pub trait Observer: Sync {
     fn event(&self, event: &Event<'_>);
     /// `done` of `total` units of a phase are done; called often.
     fn work(&self, phase: Phase, done: u64, total: u64);
+}
+
+/// Has the steps that the Raft log shares with the state machine report as its own.
+pub(super) struct OnLog<'a>(pub(super) &'a dyn Observer);
+
+impl Observer for OnLog<'_> {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Finished(phase) => self.0.event(&Event::Finished(phase.on_log())),
+            event => self.0.event(event),
+        }
+    }
+
+    fn work(&self, phase: Phase, done: u64, total: u64) {
+        self.0.work(phase.on_log(), done, total);
+    }
 }
 
 /// The observer and the stop flag, handed to every step.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::backup;
 use super::overlay::Overlay;
 use super::progress::{Control, Event, Phase};
-use super::source::{Identity, LockedSource, Source, SourceError};
+use super::source::{Holds, Identity, LockedSource, Source, SourceError};
 
 /// How often bytes read by the integrity check are reported.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
@@ -27,17 +27,23 @@ pub(super) fn open(path: &Path, control: &Control<'_>) -> Result<Source, SourceE
     while_watched(watched, control, || locked.open())
 }
 
-/// Verifies the source's own checksums.
-pub(super) fn check(source: &mut Source, control: &Control<'_>) -> Result<(), SourceError> {
+/// Verifies the source's own checksums, and that it holds what it should.
+pub(super) fn check(
+    source: &mut Source,
+    holds: Holds,
+    control: &Control<'_>,
+) -> Result<(), SourceError> {
     let watched = Watched {
         overlay: source.overlay(),
         interrupter: source.interrupter(),
         total: bytes_to_read(source.identity(), source.file()),
     };
-    while_watched(watched, control, || source.check_integrity())?;
+    while_watched(watched, control, || source.check_integrity(holds))?;
     control.observer.event(&Event::Finished(Phase::Check));
     if source.rebuilt_bookkeeping() {
-        control.observer.event(&Event::BookkeepingRebuilt);
+        control
+            .observer
+            .event(&Event::BookkeepingRebuilt(source.path()));
     }
     Ok(())
 }

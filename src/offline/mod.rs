@@ -139,6 +139,7 @@ fn convert_files(
         target,
         target_kind,
         backup: None,
+        besides: 0,
         verify: match (arguments.full_verify, arguments.verify) {
             (true, _) => Verified::Full,
             (_, true) => Verified::Sample,

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::OfflineError;
 use crate::format::Kind;
 use crate::migration::MigrationError;
-use crate::migration::progress::{Event, Observer, Phase};
+use crate::migration::progress::{Event, Observer, Phase, Unit};
 use crate::migration::record::{Record, Verified};
 use crate::migration::target::TargetError;
 use crate::telemetry::Chain;
@@ -214,7 +214,7 @@ impl Observer for Output {
                 self.line(&format!("      Checksum verification: passed ({digest})"));
             }
             Event::Verified => self.line("      Verification passed!"),
-            Event::BookkeepingRebuilt => {
+            Event::BookkeepingRebuilt(_) => {
                 let _ = writeln!(
                     std::io::stderr(),
                     "Warning: the source's allocator state is damaged and was rebuilt in memory; \
@@ -231,10 +231,9 @@ impl Observer for Output {
         }
         let mut current = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_none_or(|(shown, _)| *shown != phase) {
-            let unit = if phase.counts_rows() {
-                "{human_pos}/{human_len} keys"
-            } else {
-                "{bytes}/{total_bytes}"
+            let unit = match phase.unit() {
+                Unit::Keys | Unit::Entries => "{human_pos}/{human_len} keys",
+                Unit::Bytes => "{bytes}/{total_bytes}",
             };
             let template = format!("      {{msg}} {{wide_bar}} {unit} {{eta}}");
             let style = ProgressStyle::with_template(&template)

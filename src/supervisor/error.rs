@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::config::ConfigError;
 use crate::durable::DurableError;
@@ -66,11 +67,20 @@ impl NodeError {
         }
     }
 
+    /// The file that a migration ended at, where it is known.
+    pub(super) fn source_path(&self) -> Option<&Path> {
+        match self {
+            Self::Migration(error) => error.source_path(),
+            _ => None,
+        }
+    }
+
     /// The event that an operator looks for.
     pub(super) fn message_id(&self) -> &'static str {
         match self {
             Self::Lock(_) => events::DATA_DIR_LOCKED,
             Self::Migration(MigrationError::Refused(_)) => events::START_REFUSED,
+            Self::Migration(MigrationError::RaftLog(_)) => events::SOURCE_DAMAGED,
             Self::Migration(error) => match error.source_error() {
                 Some(SourceError::InUse(_)) => events::DATA_DIR_LOCKED,
                 Some(error) if error.exit() == Exit::Data => events::SOURCE_DAMAGED,

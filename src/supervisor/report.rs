@@ -1,69 +1,35 @@
 //! Where a migration's progress goes: the service manager's status and
 //! timeout, `/health`, and the log.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::http::{self, Shared};
 use crate::layout::DataDir;
 use crate::migration::Prepared;
 use crate::migration::plan::Decision;
-use crate::migration::progress::{Event, Observer, Phase};
+use crate::migration::progress::{Event, Observer, Phase, Unit};
+use crate::migration::raft_log::LogTakenOver;
 use crate::notify::Notify;
-use crate::storage::StateMachine;
 use crate::telemetry::{Chain, events};
 
 /// How often progress is told.
-pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(1);
 /// How much longer the start may take after each progress: longer than the
 /// slowest single step, a sync of what is left in memory, on a slow disk.
-const EXTENSION: Duration = Duration::from_secs(120);
+pub(super) const EXTENSION: Duration = Duration::from_secs(120);
 
-/// Tells that entries of the log are being applied, from their progress alone.
-pub(super) struct Replay {
-    notify: Notify,
-    state_machine: Arc<dyn StateMachine>,
-    seen: Cell<Option<u64>>,
-}
-
-impl Replay {
-    pub(super) fn new(notify: Notify, state_machine: Arc<dyn StateMachine>) -> Self {
-        let seen = Cell::new(applied(state_machine.as_ref()));
-        Self {
-            notify,
-            state_machine,
-            seen,
-        }
-    }
-
-    /// Called every [`INTERVAL`].
-    pub(super) fn look(&self) {
-        let now = applied(self.state_machine.as_ref());
-        if let Some(index) = now
-            && self.seen.replace(now) != now
-        {
-            self.notify
-                .status(&format!("Applying the Raft log: at entry {index}"));
-            self.notify.extend_timeout(EXTENSION);
-        }
-    }
-}
-
-fn applied(state_machine: &dyn StateMachine) -> Option<u64> {
-    let applied = state_machine.applied().ok()?;
-    applied.last_applied.map(|id| id.index)
-}
-
-/// The share of the whole that each phase has, from measured runs; in percent.
+/// The share that each phase has of what is done to its file, from measured
+/// runs; in percent.
 fn share(phase: Phase) -> f64 {
     match phase {
         Phase::Check => 30.0,
-        Phase::Backup => 20.0,
+        Phase::Backup | Phase::LogBackup => 20.0,
         Phase::Copy => 35.0,
-        Phase::Verify => 15.0,
+        Phase::Verify | Phase::LogRead | Phase::LogVerify => 15.0,
+        Phase::LogCheck | Phase::LogCopy => 25.0,
     }
 }
 
@@ -79,7 +45,25 @@ struct Work {
 struct State {
     work: BTreeMap<Phase, Work>,
     told: Option<Instant>,
-    migrating: bool,
+    /// Bytes of the files that are worked on; 0 for one that is not.
+    redb_bytes: u64,
+    log_bytes: u64,
+}
+
+impl State {
+    /// How far all of it is, in percent, each file weighted by its size.
+    fn percent(&self) -> f64 {
+        #[allow(clippy::cast_precision_loss)] // a percentage needs no more
+        let of_log = self.log_bytes as f64 / (self.log_bytes + self.redb_bytes).max(1) as f64;
+        let done = self.work.iter().map(|(phase, work)| {
+            let weight = match phase.of_log() {
+                true => of_log,
+                false => 1.0 - of_log,
+            };
+            weight * share(*phase) * fraction(work)
+        });
+        done.sum()
+    }
 }
 
 /// Listens to one start.
@@ -88,6 +72,7 @@ pub(super) struct Reporter {
     shared: Shared,
     redb: PathBuf,
     sqlite: PathBuf,
+    log: PathBuf,
     began: Instant,
     state: Mutex<State>,
 }
@@ -99,9 +84,14 @@ impl Reporter {
             shared,
             redb: dir.redb(),
             sqlite: dir.sqlite(),
+            log: dir.raft_log(),
             began: Instant::now(),
             state: Mutex::default(),
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn milliseconds(&self) -> u64 {
@@ -110,7 +100,7 @@ impl Reporter {
 
     /// The phase that a migration is in: the earliest that is not finished.
     pub(super) fn phase(&self) -> &'static str {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         let unfinished = state.work.iter().find(|(_, work)| !work.finished);
         match unfinished {
             Some((phase, _)) => phase.name(),
@@ -121,13 +111,17 @@ impl Reporter {
 
     /// The migration was told to stop.
     pub(super) fn interrupted(&self) {
+        let source = match self.state().redb_bytes {
+            0 => &self.log,
+            _ => &self.redb,
+        };
         tracing::info!(
             target: "aspen::migration",
             MESSAGE_ID = events::MIGRATION_INTERRUPTED,
-            ASPEN_SOURCE = %self.redb.display(),
+            ASPEN_SOURCE = %source.display(),
             ASPEN_PHASE = self.phase(),
             "The migration of {} was stopped; the data is as it was, and the next start begins again",
-            self.redb.display()
+            source.display()
         );
     }
 
@@ -158,11 +152,8 @@ impl Reporter {
     }
 
     fn began_migrating(&self) {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .migrating = true;
         let bytes = self.redb.metadata().map_or(0, |about| about.len());
+        self.state().redb_bytes = bytes;
         tracing::info!(
             target: "aspen::migration",
             MESSAGE_ID = events::MIGRATION_STARTED,
@@ -172,6 +163,22 @@ impl Reporter {
             "Migrating {} ({bytes} bytes)",
             self.redb.display()
         );
+        self.looking();
+    }
+
+    fn found_log(&self, bytes: u64) {
+        self.state().log_bytes = bytes;
+        tracing::info!(
+            target: "aspen::migration",
+            "Taking over the Raft log {} ({bytes} bytes)",
+            self.log.display()
+        );
+        if self.state().redb_bytes == 0 {
+            self.looking();
+        }
+    }
+
+    fn looking(&self) {
         self.shared
             .set(http::Phase::Migrating(http::Progress::default()));
         self.notify.status("Migrating: looking at the data");
@@ -180,11 +187,6 @@ impl Reporter {
 
     /// Tells everyone how far it is.
     fn tell(&self, state: &State) {
-        let percent: f64 = state
-            .work
-            .iter()
-            .map(|(phase, work)| share(*phase) * fraction(work))
-            .sum();
         // The phase that everything waits for is the earliest that is not finished.
         let Some((&phase, work)) = state
             .work
@@ -196,7 +198,7 @@ impl Reporter {
         };
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         // 0 to 99 after the clamp
-        let percent = percent.clamp(0.0, 99.0) as u8;
+        let percent = state.percent().clamp(0.0, 99.0) as u8;
         self.shared.set(http::Phase::Migrating(http::Progress {
             phase: phase.name(),
             percent,
@@ -210,9 +212,10 @@ impl Reporter {
 
     fn finished(&self, phase: Phase, work: &Work) {
         let milliseconds = u64::try_from(work.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (keys, bytes, amount) = match phase.counts_rows() {
-            true => (Some(work.total), None, format!("{} keys", work.total)),
-            false => (None, Some(work.done), format!("{} bytes", work.done)),
+        let (keys, bytes, amount) = match phase.unit() {
+            Unit::Keys => (Some(work.total), None, format!("{} keys", work.total)),
+            Unit::Entries => (None, None, format!("{} entries", work.total)),
+            Unit::Bytes => (None, Some(work.done), format!("{} bytes", work.done)),
         };
         tracing::info!(
             target: "aspen::migration",
@@ -241,36 +244,44 @@ fn describe(phase: Phase, work: &Work) -> String {
     let seconds = work.since.elapsed().as_secs_f64().max(0.001);
     #[allow(clippy::cast_precision_loss)] // a rate needs no more
     let rate = work.done as f64 / seconds;
-    if phase.counts_rows() {
-        format!(
-            "{}, {} of {} keys, {rate:.0} keys/s",
-            phase.name(),
-            work.done,
-            work.total
-        )
-    } else {
-        let mib = |bytes: u64| bytes >> 20;
-        let rate = rate / f64::from(1 << 20);
-        format!(
-            "{}, {} of {} MiB, {rate:.0} MiB/s",
-            phase.name(),
-            mib(work.done),
-            mib(work.total)
-        )
-    }
+    let counted = match phase.unit() {
+        Unit::Keys => "keys",
+        Unit::Entries => "entries",
+        Unit::Bytes => {
+            let mib = |bytes: u64| bytes >> 20;
+            let rate = rate / f64::from(1 << 20);
+            return format!(
+                "{}, {} of {} MiB, {rate:.0} MiB/s",
+                phase.name(),
+                mib(work.done),
+                mib(work.total)
+            );
+        }
+    };
+    format!(
+        "{}, {} of {} {counted}, {rate:.0} {counted}/s",
+        phase.name(),
+        work.done,
+        work.total
+    )
 }
 
 impl Observer for Reporter {
     fn event(&self, event: &Event<'_>) {
         match event {
             Event::Decided(Decision::Migrate | Decision::UpgradeRedb) => self.began_migrating(),
+            Event::LogFound { bytes, .. } => self.found_log(*bytes),
             Event::Finished(phase) => {
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state = self.state();
                 if let Some(work) = state.work.get_mut(phase) {
                     work.finished = true;
                     let work = *work;
                     self.finished(*phase, &work);
-                    self.tell(&state);
+                    // As a rule the log is small, and its phases follow each other at once.
+                    let just_told = state.told.is_some_and(|told| told.elapsed() < INTERVAL);
+                    if !(phase.of_log() && just_told) {
+                        self.tell(&state);
+                    }
                 }
             }
             event => log(event, self),
@@ -278,7 +289,7 @@ impl Observer for Reporter {
     }
 
     fn work(&self, phase: Phase, done: u64, total: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let now = Instant::now();
         let work = state.work.entry(phase).or_insert(Work {
             done: 0,
@@ -304,19 +315,20 @@ fn log(event: &Event<'_>, reporter: &Reporter) {
             "Removed {} half-made files of an interrupted migration",
             paths.len()
         ),
-        Event::BackedUp(path) => tracing::info!(
+        Event::BackedUp { source, backup } => tracing::info!(
             target: "aspen::migration",
             MESSAGE_ID = events::MIGRATION_BACKUP,
-            ASPEN_SOURCE = %reporter.redb.display(),
-            ASPEN_BACKUP = %path.display(),
-            ASPEN_BYTES = path.metadata().map_or(0, |about| about.len()),
+            ASPEN_SOURCE = %source.display(),
+            ASPEN_BACKUP = %backup.display(),
+            ASPEN_BYTES = backup.metadata().map_or(0, |about| about.len()),
             "The backup is {}",
-            path.display()
+            backup.display()
         ),
-        Event::BookkeepingRebuilt => tracing::warn!(
+        Event::LogTakenOver(done) => taken_over(done),
+        Event::BookkeepingRebuilt(path) => tracing::warn!(
             target: "aspen::migration",
             "{} has a damaged allocator state, which was rebuilt in memory; every row passes its checksum",
-            reporter.redb.display()
+            path.display()
         ),
         Event::HistoryFailed(error) => {
             tracing::warn!(
@@ -355,4 +367,21 @@ fn log(event: &Event<'_>, reporter: &Reporter) {
         ),
         _ => {}
     }
+}
+
+fn taken_over(done: &LogTakenOver) {
+    let milliseconds = u64::try_from(done.took.as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(
+        target: "aspen::migration",
+        MESSAGE_ID = events::RAFT_LOG_TAKEN_OVER,
+        ASPEN_SOURCE = %done.path.display(),
+        ASPEN_BACKUP = %done.backup.display(),
+        ASPEN_FORMAT_FROM = 2_u8,
+        ASPEN_FORMAT_TO = 3_u8,
+        ASPEN_ENTRIES = done.entries,
+        ASPEN_DURATION_MS = milliseconds,
+        "Took over {} entries of the Raft log from redb format v2 to v3 in {milliseconds} ms; the backup is {}",
+        done.entries,
+        done.backup.display()
+    );
 }

@@ -18,6 +18,8 @@ pub(crate) struct Outcome {
     /// Of all rows: see `fixtures/golden/README.md`.
     pub(crate) rows_sha256: Option<String>,
     pub(crate) metadata: read::Table,
+    /// Of all entries of the Raft log, their keys the big-endian indexes.
+    pub(crate) log_sha256: Option<String>,
     /// The record of the migration, as the database and the history both have it.
     pub(crate) record: Option<Value>,
     /// The configuration's directory and text.
@@ -27,8 +29,9 @@ pub(crate) struct Outcome {
 /// What of a record differs from run to run.
 const RUN: [&str; 6] = ["id", "host", "started_at", "completed_at", "seconds", "uid"];
 /// Files whose content is looked at in other ways.
-const CHANGING: [&str; 4] = [
+const CHANGING: [&str; 5] = [
     "aspen.lock",
+    "raft-log.redb",
     "migrations.jsonl",
     "state-machine.db",
     "state-machine.redb",
@@ -45,15 +48,23 @@ pub(crate) fn outcome(root: &Path, known: &BTreeSet<String>) -> Outcome {
         files: files(&dir, known),
         rows_sha256: None,
         metadata: BTreeMap::new(),
+        log_sha256: None,
         record: None,
         config: None,
     };
-    let redb = dir.join("state-machine.redb");
-    if redb.exists() {
-        // Of a copy: opening it marks it in use.
-        let copy = super::fixture::scratch();
-        std::fs::copy(&redb, copy.join("copy.redb")).unwrap();
-        let (rows, metadata) = read::redb_tables(&copy.join("copy.redb"));
+    // Of copies: opening a file marks it in use.
+    let copies = super::fixture::scratch();
+    let copy = |name: &str| {
+        let to = copies.join(name);
+        std::fs::copy(dir.join(name), &to).unwrap();
+        to
+    };
+    if dir.join("raft-log.redb").exists() {
+        let (entries, _) = read::log_tables(&copy("raft-log.redb"));
+        outcome.log_sha256 = Some(read::rows_sha256(&entries));
+    }
+    if dir.join("state-machine.redb").exists() {
+        let (rows, metadata) = read::redb_tables(&copy("state-machine.redb"));
         outcome.rows_sha256 = Some(read::rows_sha256(&rows));
         outcome.metadata = metadata;
     }
@@ -118,19 +129,24 @@ fn record(dir: &Path, root: &Path, known: &BTreeSet<String>) -> Option<Value> {
 
 /// `text` without the place of `root` and the times in names of backups.
 pub(crate) fn timeless(text: &str, root: &Path, known: &BTreeSet<String>) -> String {
-    const BEFORE: &str = "state-machine.redb.backup-";
+    const BEFORE: &str = ".redb.backup-";
     const DIGITS: usize = "20261231-235959".len();
+    const OF: [&str; 2] = ["state-machine", "raft-log"];
     let text = text.replace(&root.display().to_string(), "ROOT");
     let mut out = String::new();
     let mut rest = text.as_str();
     while let Some(at) = rest.find(BEFORE) {
-        let end = (at + BEFORE.len() + DIGITS).min(rest.len());
-        let name = &rest[at..end];
-        out.push_str(&rest[..at + BEFORE.len()]);
-        out.push_str(match known.contains(name) {
-            true => &name[BEFORE.len()..],
-            false => TIME,
+        let (start, end) = (
+            at + BEFORE.len(),
+            (at + BEFORE.len() + DIGITS).min(rest.len()),
+        );
+        let (before, stamp) = (&rest[..start], &rest[start..end]);
+        let is_known = OF.iter().any(|of| {
+            before.ends_with(&format!("{of}{BEFORE}"))
+                && known.contains(&format!("{of}{BEFORE}{stamp}"))
         });
+        out.push_str(before);
+        out.push_str(if is_known { stamp } else { TIME });
         rest = &rest[end..];
     }
     out + rest

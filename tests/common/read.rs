@@ -126,3 +126,42 @@ pub(crate) fn redb_tables(path: &Path) -> (Table, Table) {
     });
     (rows.collect(), meta.collect())
 }
+
+/// Entries, by their big-endian index, and metadata of a Raft log of the
+/// current format. Opening it marks it in use.
+pub(crate) fn log_tables(path: &Path) -> (Table, Table) {
+    let database = redb::Database::open(path).unwrap();
+    let read = database.begin_read().unwrap();
+    let entries = TableDefinition::<u64, &[u8]>::new("raft_log");
+    let entries = read.open_table(entries).unwrap();
+    let entries = entries.iter().unwrap().map(|row| {
+        let (index, entry) = row.unwrap();
+        (index.value().to_be_bytes().into(), entry.value().to_vec())
+    });
+    let meta = TableDefinition::<&str, &[u8]>::new("raft_meta");
+    let meta = read.open_table(meta).unwrap();
+    let meta = meta.iter().unwrap().map(|row| {
+        let (name, record) = row.unwrap();
+        (name.value().into(), record.value().to_vec())
+    });
+    (entries.collect(), meta.collect())
+}
+
+/// The same of the format that a legacy node left, by its own redb.
+pub(crate) fn legacy_log_tables(path: &Path) -> (Table, Table) {
+    let database = redb2::Database::open(path).unwrap();
+    let read = database.begin_read().unwrap();
+    let entries = redb2::TableDefinition::<u64, &[u8]>::new("raft_log");
+    let entries = read.open_table(entries).unwrap();
+    let entries = redb2::ReadableTable::iter(&entries).unwrap().map(|row| {
+        let (index, entry) = row.unwrap();
+        (index.value().to_be_bytes().into(), entry.value().to_vec())
+    });
+    let meta = redb2::TableDefinition::<&str, &[u8]>::new("raft_meta");
+    let meta = read.open_table(meta).unwrap();
+    let meta = redb2::ReadableTable::iter(&meta).unwrap().map(|row| {
+        let (name, record) = row.unwrap();
+        (name.value().into(), record.value().to_vec())
+    });
+    (entries.collect(), meta.collect())
+}

@@ -29,6 +29,8 @@ pub(crate) struct Scenario {
     pub(crate) state: State,
     /// The source's SHA-256.
     pub(crate) source: String,
+    /// The SHA-256 of the legacy Raft log, where there is one, and of its entries.
+    pub(crate) log: Option<[String; 2]>,
     /// Backups that were there before.
     pub(crate) known: BTreeSet<String>,
 }
@@ -54,11 +56,16 @@ impl Scenario {
         std::fs::write(template.join("etc/config.toml"), CONFIG).unwrap();
         copy_all(data, &template.join("data"));
         let source = read::sha256(&template.join("data/state-machine.redb"));
+        let log = template.join("data/raft-log.redb");
+        let log = log
+            .exists()
+            .then(|| [read::sha256(&log), entries_sha256(&log)]);
         Self {
             template,
             backend,
             state,
             source,
+            log,
             known: BTreeSet::new(),
         }
     }
@@ -116,6 +123,14 @@ impl Scenario {
             scratch: None,
         }
     }
+}
+
+/// Of a copy: opening it marks it in use.
+fn entries_sha256(log: &Path) -> String {
+    let scratch = scratch();
+    let copy = scratch.join("raft-log.redb");
+    std::fs::copy(log, &copy).unwrap();
+    read::rows_sha256(&read::legacy_log_tables(&copy).0)
 }
 
 fn write_redb(path: &Path, rows: &[(String, String)]) {

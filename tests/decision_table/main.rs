@@ -52,6 +52,7 @@ fn inventory(redb: Option<RedbFile>, sqlite: Option<SqliteFile>) -> Inventory {
     Inventory {
         redb,
         sqlite,
+        log: None,
         leftovers: vec![],
         orphans: vec![],
     }
@@ -155,6 +156,7 @@ fn any_inventory() -> impl Strategy<Value = Inventory> {
     parts.prop_map(|(redb, sqlite, leftovers, orphans)| Inventory {
         redb,
         sqlite,
+        log: None,
         leftovers,
         orphans,
     })

@@ -161,6 +161,7 @@ impl Node {
                 "aspen.lock",
                 "migrations.jsonl",
                 "raft-log.redb",
+                "raft-log.redb.backup-TIME",
                 "state-machine.db",
                 "state-machine.db-shm",
                 "state-machine.db-wal",

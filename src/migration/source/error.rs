@@ -1,7 +1,7 @@
 //! Why a source cannot be read.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::redb::EngineError;
 use super::sqlite::SqliteError;
@@ -74,10 +74,12 @@ pub enum SourceError {
         complaint: String,
     },
     /// A database, but of something else.
-    #[error("{} is no Aspen state machine: {why}", path.display())]
-    NotAStateMachine {
+    #[error("{} is no Aspen {wanted}: {why}", path.display())]
+    WrongContent {
         /// The source.
         path: PathBuf,
+        /// What it should be.
+        wanted: &'static str,
         /// What is missing or too much.
         why: String,
     },
@@ -101,6 +103,24 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    /// The file that it is about.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Missing(path)
+            | Self::InUse(path)
+            | Self::Read { path, .. }
+            | Self::NotADatabase { path, .. }
+            | Self::Header { path, .. }
+            | Self::Damaged { path, .. }
+            | Self::LastCommitDamaged { path, .. }
+            | Self::SqliteDamaged { path, .. }
+            | Self::WrongContent { path, .. }
+            | Self::Record { path, .. } => Some(path),
+            Self::SqliteOpen(_) | Self::Sqlite(_) | Self::Stopped => None,
+        }
+    }
+
     /// The exit code that fits.
     #[must_use]
     pub fn exit(&self) -> Exit {

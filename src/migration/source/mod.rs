@@ -1,7 +1,9 @@
 //! Whatever data is copied from, read and never changed: redb of format 2 or
 //! 3, or SQLite.
 
+mod contents;
 mod error;
+mod log;
 mod metadata;
 pub(crate) mod redb;
 pub(crate) mod sqlite;
@@ -13,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use self::contents::Holds;
 pub use self::error::SourceError;
+pub(crate) use self::log::EntrySink;
 pub use self::metadata::Metadata;
 use self::redb::{EngineError, FormatV2, FormatV3, Redb};
 use self::sqlite::SqliteReader;
@@ -47,6 +51,14 @@ pub struct Identity {
     pub closed_cleanly: bool,
     /// Length in bytes.
     pub length: u64,
+}
+
+impl Identity {
+    /// Whether only legacy nodes write to such a file: redb's format v2.
+    #[must_use]
+    pub fn is_legacy(&self) -> bool {
+        self.version == Some(2)
+    }
 }
 
 /// A source that is held under a shared lock and not opened yet.
@@ -221,12 +233,12 @@ impl Source {
         }
     }
 
-    /// Verifies every checksum of the file, then that it holds a state machine
-    /// and nothing that would be left behind.
+    /// Verifies every checksum of the file, then that it is what it should be
+    /// and holds nothing that would be left behind.
     ///
     /// # Errors
     /// When anything is damaged, or the file is something else.
-    pub fn check_integrity(&mut self) -> Result<(), SourceError> {
+    pub fn check_integrity(&mut self, holds: Holds) -> Result<(), SourceError> {
         let clean = self.identity.closed_cleanly;
         let checked = match &mut self.engine {
             Engine::Sqlite(reader) => {
@@ -247,7 +259,7 @@ impl Source {
             Err(error) => return Err(self.damaged(error)),
         }
         self.require_newest_commit()?;
-        self.require_state_machine()
+        self.require(holds)
     }
 
     /// Fails when redb went back to an earlier commit than the header names.
@@ -283,40 +295,6 @@ impl Source {
         }
     }
 
-    fn require_state_machine(&self) -> Result<(), SourceError> {
-        let Engine::Redb(engine) = &self.engine else {
-            return Ok(());
-        };
-        let found = engine.tables().map_err(|error| self.damaged(error))?;
-        let not = |why| {
-            Err(SourceError::NotAStateMachine {
-                path: self.path.clone(),
-                why,
-            })
-        };
-        for needed in [tables::KV, tables::META] {
-            if !found.iter().any(|table| table.name == needed) {
-                let names: Vec<_> = found.iter().map(|table| table.name.as_str()).collect();
-                return not(format!(
-                    "it has no table {needed} (it has: {})",
-                    names.join(", ")
-                ));
-            }
-        }
-        // Whatever is not carried over must be empty or derived, or data would be lost.
-        let carried = [tables::KV, tables::META, tables::SNAPSHOTS];
-        match found
-            .iter()
-            .find(|t| t.rows > 0 && !carried.contains(&t.name.as_str()))
-        {
-            Some(table) => not(format!(
-                "its table {} has {} rows that a migration would leave behind",
-                table.name, table.rows
-            )),
-            None => Ok(()),
-        }
-    }
-
     /// How many rows it holds.
     ///
     /// # Errors
@@ -324,13 +302,7 @@ impl Source {
     pub fn rows(&self) -> Result<u64, SourceError> {
         match &self.engine {
             Engine::Sqlite(reader) => Ok(reader.rows()?),
-            Engine::Redb(engine) => {
-                let found = engine.tables().map_err(|error| self.damaged(error))?;
-                Ok(found
-                    .iter()
-                    .find(|table| table.name == tables::KV)
-                    .map_or(0, |table| table.rows))
-            }
+            Engine::Redb(_) => self.rows_of(tables::KV),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Reading a redb state machine of either format through the overlay.
+//! Reading a redb file of either format through the overlay.
 //!
 //! Two releases of redb, one code: a macro, because their types are unrelated
 //! although their methods agree. Panics inside redb on damaged files become
@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Once;
 
-use super::RowSink;
+use super::{EntrySink, RowSink};
 use crate::migration::overlay::Overlay;
 
 /// Memory that redb may use to cache pages. Each page is visited once in key
@@ -149,6 +149,22 @@ macro_rules! engine {
                 })
             }
 
+            /// Hands every row of a `u64` to `&[u8]` table to `sink`, in key order.
+            pub(super) fn scan_entries(&self, table: &str, sink: EntrySink<'_>) -> Result<(), EngineError> {
+                #[allow(unused_imports)]
+                use $redb::{$($traits,)* ReadableTable as _};
+                self.contained(|db| {
+                    let read = db.begin_read().map_err(redb_error)?;
+                    let definition = $redb::TableDefinition::<u64, &[u8]>::new(table);
+                    let table = read.open_table(definition).map_err(redb_error)?;
+                    for row in table.iter().map_err(redb_error)? {
+                        let (key, value) = row.map_err(redb_error)?;
+                        sink(key.value(), value.value()).map_err(|_| EngineError::Stopped)?;
+                    }
+                    Ok(())
+                })
+            }
+
             /// The value of one key.
             pub(super) fn get(&self, table: &str, key: &str) -> Result<Option<String>, EngineError> {
                 #[allow(unused_imports)]
@@ -219,6 +235,10 @@ impl Redb {
 
     pub(super) fn scan(&self, table: &str, sink: RowSink<'_>) -> Result<(), EngineError> {
         delegate!(self.scan(table, sink))
+    }
+
+    pub(super) fn scan_entries(&self, table: &str, sink: EntrySink<'_>) -> Result<(), EngineError> {
+        delegate!(self.scan_entries(table, sink))
     }
 
     pub(super) fn get(&self, table: &str, key: &str) -> Result<Option<String>, EngineError> {

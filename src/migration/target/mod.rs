@@ -1,5 +1,6 @@
 //! Making the copy, in a temporary file, and verifying it.
 
+pub(crate) mod raft_log;
 pub(crate) mod redb;
 pub(crate) mod sqlite;
 

@@ -22,13 +22,14 @@ use crate::migration::source::Metadata;
 const KV: TableDefinition<'_, &str, &str> = TableDefinition::new(tables::KV);
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::META);
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::SNAPSHOTS);
-const RAFT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
-const RAFT_META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::RAFT_META);
+pub(super) const RAFT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
+pub(super) const RAFT_META: TableDefinition<'_, &str, &[u8]> =
+    TableDefinition::new(tables::RAFT_META);
 
 /// redb's page cache; also bounds what it keeps of an uncommitted transaction.
 const CACHE_BYTES: usize = 64 << 20;
 /// Bytes of rows in one transaction.
-const TRANSACTION_BYTES: u64 = 32 << 20;
+pub(super) const TRANSACTION_BYTES: u64 = 32 << 20;
 /// Rows between two progress reports of the verification.
 const ROWS_PER_REPORT: u64 = 10_000;
 
@@ -44,7 +45,7 @@ fn redb_error<E: Into<redb::Error>>(
 }
 
 /// Runs `work`, which fails as redb does, with `operation` and `path` in its error.
-fn on<T>(
+pub(super) fn on<T>(
     operation: &'static str,
     path: &Path,
     work: impl FnOnce() -> Result<T, redb::Error>,
@@ -55,7 +56,7 @@ fn on<T>(
 /// Opens `file`, which `path` names for messages. By its descriptor, since
 /// redb's lock is then that of the descriptor's other users, and since nobody
 /// can have put another file in its place. Closing gives the lock back.
-fn open(file: &File) -> Result<Database, redb::Error> {
+pub(super) fn open(file: &File) -> Result<Database, redb::Error> {
     let file = FileBackend::new(file.try_clone()?)?;
     Ok(Builder::new()
         .set_cache_size(CACHE_BYTES)
