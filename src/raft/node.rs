@@ -29,6 +29,9 @@ use crate::storage::log::Log;
 use crate::storage::space::Space;
 use crate::storage::{Checkpoint, Page, Range, StateMachine, StorageError};
 
+/// How often a start looks whether it waits for space.
+const LOOK_FOR_SPACE: Duration = Duration::from_millis(100);
+
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -94,11 +97,22 @@ impl Node {
             copy: dir.copy(),
         };
         let config = Arc::new(config(&options)?);
-        let raft = Raft::new(options.id, config, Network, LogStore(log.clone()), machine)
-            .await
-            .map_err(refused)?;
-        let cluster_id = join(&raft, &log, &path, recorded, &options).await?;
-        lead_if_alone(&raft, options.id).await?;
+        let starting = async {
+            let raft = Raft::new(options.id, config, Network, LogStore(log.clone()), machine)
+                .await
+                .map_err(refused)?;
+            let cluster_id = join(&raft, &log, &path, recorded, &options).await?;
+            lead_if_alone(&raft, options.id).await?;
+            Ok::<_, StartError>((raft, cluster_id))
+        };
+        let (raft, cluster_id) = tokio::select! {
+            started = starting => started?,
+            // Nobody is served yet who would be worth waiting for.
+            why = out_of_space(&log, &condition) => {
+                condition.stopping.store(true, Ordering::Relaxed);
+                return Err(StartError::Full(why));
+            }
+        };
         let compaction = compact::start(&raft, &log, state_machine.backend(), options.log_keep);
         let reads = Reads::start(&raft, &state_machine, options.readers);
         Ok(Self(Arc::new(Inner {
@@ -439,6 +453,17 @@ async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
             }
         }
         changes.changed().await.map_err(refused)?;
+    }
+}
+
+/// Resolves when something waits for space, with the reason.
+async fn out_of_space(log: &Log, condition: &Condition) -> String {
+    let mut looks = tokio::time::interval(LOOK_FOR_SPACE);
+    loop {
+        looks.tick().await;
+        if let Some(why) = log.stalled().or_else(|| condition.full()) {
+            return why;
+        }
     }
 }
 

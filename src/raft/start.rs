@@ -69,6 +69,9 @@ pub enum StartError {
     /// Log and state machine do not belong together.
     #[error("State machine corruption detected: {0}")]
     Inconsistent(String),
+    /// There is no space for what a start has to write.
+    #[error("the node cannot start: {0}; free some space (df -h) and start it again")]
+    Full(String),
     /// openraft refuses.
     #[error("consensus does not start: {0}")]
     Raft(String),
@@ -83,6 +86,7 @@ impl StartError {
             Self::Storage(error) => error.exit(),
             Self::OtherNode { .. } | Self::NoMember { .. } => Exit::Config,
             Self::Identity { .. } | Self::Inconsistent(_) => Exit::Data,
+            Self::Full(_) => Exit::Io,
             Self::Raft(_) => Exit::Software,
         }
     }
