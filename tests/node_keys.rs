@@ -6,13 +6,13 @@ mod common;
 
 use std::net::SocketAddr;
 
-use common::fixture::scratch;
+use common::fixture::{Scratch, scratch};
 use common::node::{Answer, Node, exchange, get, node_on, send};
 use serde_json::{Value, json};
 
 const BACKENDS: [&str; 3] = ["sqlite", "redb", "memory"];
 
-fn on(backend: &str) -> (Node, SocketAddr, impl Drop + use<>) {
+fn on(backend: &str) -> (Node, SocketAddr, Scratch) {
     let dir = scratch();
     let mut node = node_on(&dir).env("ASPEN_STORAGE_BACKEND", backend).start();
     let address = node.ready();
