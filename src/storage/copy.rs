@@ -9,7 +9,6 @@ use std::sync::atomic::AtomicBool;
 use rusqlite::Connection;
 
 use super::{Applied, StorageError};
-use crate::format::record::StoredMembership;
 use crate::migration::copy;
 use crate::migration::progress::{Control, Event, Observer, Phase};
 use crate::migration::source::{Holds, Metadata, RowSink, Source};
@@ -34,10 +33,7 @@ impl From<&Metadata> for Applied {
     fn from(metadata: &Metadata) -> Self {
         Self {
             last_applied: metadata.last_applied,
-            membership: metadata
-                .membership
-                .clone()
-                .unwrap_or_else(StoredMembership::default),
+            membership: metadata.membership.clone().unwrap_or_default(),
         }
     }
 }

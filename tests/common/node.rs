@@ -224,7 +224,7 @@ impl Node {
             panic!("ended before it was ready: {log}");
         }
         let said = self.said.last().unwrap();
-        let (_, address) = said.trim_end().rsplit_once("http://").unwrap();
+        let (_, address) = said.trim_end().rsplit_once("://").unwrap();
         address.parse().unwrap()
     }
 
