@@ -16,7 +16,7 @@ use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
 use super::reads::{Raft, Reads, confirm, failed};
-use super::start::{self, Identity, LogState, Pair, StartError};
+use super::start::{self, Identity, Pair, StartError};
 use super::types::{to_log_id, to_membership};
 use super::{
     Backup, Consistency, Member, REQUEST_TIME, RequestError, SnapshotDone, Status, Written, compact,
@@ -338,11 +338,17 @@ fn open_log(
     machine: &dyn StateMachine,
     id: u64,
 ) -> Result<(Log, Option<Identity>), StartError> {
-    let log_is_new = !path.exists();
-    let log = Log::open(path)?;
+    let applied = machine.applied()?;
+    if let Some(position) = applied.last_applied.filter(|_| !path.exists()) {
+        tracing::warn!(
+            "There is no Raft log {}: a new one begins behind {position}. Votes that this node \
+             gave before are forgotten",
+            path.display()
+        );
+    }
+    let log = Log::open(path, applied.last_applied)?;
     let recorded = start::recorded(&log, path)?;
     start::check_identity(recorded.as_ref(), id, path)?;
-    let applied = machine.applied()?;
     if recorded.is_none() {
         start::check_member(&applied.membership.membership, id, path)?;
     }
@@ -354,16 +360,9 @@ fn open_log(
         applied: &applied,
         bounds: log.bounds(),
         at_applied: at_applied.first().map(|entry| entry.log_id),
-        log_is_new,
         log: path,
     };
-    if let LogState::BeginsAfter(position) = start::check(&pair)? {
-        tracing::warn!(
-            "There was no Raft log {}: a new one begins behind {position}. Votes that this node \
-             gave before are forgotten",
-            path.display()
-        );
-    }
+    start::check(&pair)?;
     Ok((log, recorded))
 }
 

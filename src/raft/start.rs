@@ -163,15 +163,6 @@ pub(super) fn cluster_id(members: &BTreeMap<u64, String>) -> String {
     format!("{:032x}", hash.digest128())
 }
 
-/// What to do about the log before consensus starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogState {
-    /// It goes with the state machine.
-    Fits,
-    /// There was none: it begins behind this entry.
-    BeginsAfter(LogId),
-}
-
 /// What [`check`] compares.
 pub(super) struct Pair<'a> {
     /// The state machine.
@@ -180,23 +171,18 @@ pub(super) struct Pair<'a> {
     pub(super) bounds: Bounds,
     /// The log's own position at the state machine's index, if it has that entry.
     pub(super) at_applied: Option<LogId>,
-    /// Whether there was no log and it was made now.
-    pub(super) log_is_new: bool,
     /// The log, for the message.
     pub(super) log: &'a Path,
 }
 
 /// Whether log and state machine can be of one node: what was applied is in the
 /// log or was purged from it, and what was not applied is still there.
-pub(super) fn check(pair: &Pair<'_>) -> Result<LogState, StartError> {
+pub(super) fn check(pair: &Pair<'_>) -> Result<(), StartError> {
     let Bounds { last_purged, last } = pair.bounds;
     let log = pair.log.display();
     let at = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| id.to_string());
     let applied = pair.applied.last_applied;
     if let Some(applied) = applied {
-        if pair.log_is_new {
-            return Ok(LogState::BeginsAfter(applied));
-        }
         if last.is_none_or(|last| last.index < applied.index) {
             return Err(StartError::Inconsistent(format!(
                 "the state machine has applied up to {applied}, but the log {log} ends at {}; \
@@ -223,7 +209,7 @@ pub(super) fn check(pair: &Pair<'_>) -> Result<LogState, StartError> {
             at(applied)
         )));
     }
-    Ok(LogState::Fits)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -244,8 +230,7 @@ mod tests {
         last_purged: Option<LogId>,
         last: Option<LogId>,
         at_applied: Option<LogId>,
-        log_is_new: bool,
-    ) -> Result<LogState, StartError> {
+    ) -> Result<(), StartError> {
         let applied = Applied {
             last_applied: applied,
             ..Applied::default()
@@ -254,7 +239,6 @@ mod tests {
             applied: &applied,
             bounds: Bounds { last_purged, last },
             at_applied,
-            log_is_new,
             log: Path::new("raft-log.redb"),
         })
     }
@@ -262,10 +246,7 @@ mod tests {
     #[test]
     fn a_log_that_reaches_from_before_to_behind_the_state_machine_fits() {
         let fits = |applied, purged, last, at| {
-            assert_eq!(
-                checked(applied, purged, last, at, false).unwrap(),
-                LogState::Fits
-            );
+            checked(applied, purged, last, at).unwrap();
         };
         fits(None, None, None, None);
         fits(None, None, Some(id(1, 9)), None);
@@ -281,7 +262,7 @@ mod tests {
 
     #[test]
     fn corruption_is_told_with_both_positions() {
-        let says = |result: Result<LogState, StartError>, parts: &[&str]| {
+        let says = |result: Result<(), StartError>, parts: &[&str]| {
             let error = result.unwrap_err();
             assert_eq!(error.exit(), Exit::Data);
             let text = error.to_string();
@@ -290,11 +271,11 @@ mod tests {
                 assert!(text.contains(part), "{text}");
             }
         };
-        let beyond = checked(Some(id(1, 9)), None, Some(id(1, 5)), None, false);
+        let beyond = checked(Some(id(1, 9)), None, Some(id(1, 5)), None);
         says(beyond, &["term=1, index=9", "ends at term=1, index=5"]);
-        let empty = checked(Some(id(1, 9)), None, None, None, false);
+        let empty = checked(Some(id(1, 9)), None, None, None);
         says(empty, &["term=1, index=9", "ends at nothing"]);
-        let before = checked(Some(id(1, 2)), Some(id(1, 5)), Some(id(1, 9)), None, false);
+        let before = checked(Some(id(1, 2)), Some(id(1, 5)), Some(id(1, 9)), None);
         says(
             before,
             &[
@@ -303,19 +284,13 @@ mod tests {
                 "aspen-migrate",
             ],
         );
-        let nothing = checked(None, Some(id(1, 5)), Some(id(1, 9)), None, false);
+        let nothing = checked(None, Some(id(1, 5)), Some(id(1, 9)), None);
         says(nothing, &["applied up to nothing", "term=1, index=5"]);
-        let other = checked(Some(id(1, 5)), None, Some(id(2, 9)), Some(id(2, 5)), false);
+        let other = checked(Some(id(1, 5)), None, Some(id(2, 9)), Some(id(2, 5)));
         says(
             other,
             &["has applied term=1, index=5", "holds term=2, index=5"],
         );
-    }
-
-    #[test]
-    fn a_log_that_was_missing_begins_behind_the_state_machine() {
-        let state = checked(Some(id(1, 9)), None, None, None, true).unwrap();
-        assert_eq!(state, LogState::BeginsAfter(id(1, 9)));
     }
 
     #[test]
