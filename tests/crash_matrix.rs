@@ -426,9 +426,10 @@ fn nothing_gets_or_loses_its_name_before_what_it_relies_on_is_durable() {
     assert!(retired < history && history < config, "{operations:#?}");
     let content = after(0, "fsync ", "/.config.toml.aspen-tmp");
     assert!(content < config, "{operations:#?}");
-    assert_eq!(
-        operations.len() - 1,
-        after(config, "fsync directory ", "ROOT/etc")
+    let last = after(config, "fsync directory ", "ROOT/etc");
+    assert!(
+        operations[last + 1..].iter().all(is_of_serving),
+        "{operations:#?}"
     );
 }
 
@@ -445,6 +446,11 @@ fn a_source_that_becomes_the_backup_does_so_once_its_copy_is_known_to_be_durable
     );
 }
 
+/// Consensus makes sure of what it finds, which changes nothing.
+fn is_of_serving(operation: &String) -> bool {
+    operation == "fsync ROOT/data/state-machine.db-wal"
+}
+
 #[test]
 fn a_second_start_changes_nothing() {
     let scenario = Scenario::new("legacy", "plain", "sqlite");
@@ -455,7 +461,7 @@ fn a_second_start_changes_nothing() {
         common::contents(&copy.root.join("etc")),
     );
     let (_, operations) = copy.complete_traced();
-    assert_eq!(operations, [] as [&str; 0]);
+    assert!(operations.iter().all(is_of_serving), "{operations:#?}");
     assert_eq!(common::contents(&copy.data()), data);
     assert_eq!(common::contents(&copy.root.join("etc")), etc);
     assert_eq!(
