@@ -97,19 +97,25 @@ impl Node {
             copy: dir.copy(),
         };
         let config = Arc::new(config(&options)?);
-        let starting = async {
-            let raft = Raft::new(options.id, config, Network, LogStore(log.clone()), machine)
-                .await
-                .map_err(refused)?;
-            let cluster_id = join(&raft, &log, &path, recorded, &options).await?;
-            lead_if_alone(&raft, options.id).await?;
-            Ok::<_, StartError>((raft, cluster_id))
-        };
+        // On a task of its own: what is applied again blocks it.
+        let mut starting = tokio::spawn({
+            let (log, options) = (log.clone(), options.clone());
+            async move {
+                let store = LogStore(log.clone());
+                let raft = Raft::new(options.id, config, Network, store, machine)
+                    .await
+                    .map_err(refused)?;
+                let cluster_id = join(&raft, &log, &path, recorded, &options).await?;
+                lead_if_alone(&raft, options.id).await?;
+                Ok::<_, StartError>((raft, cluster_id))
+            }
+        });
         let (raft, cluster_id) = tokio::select! {
-            started = starting => started?,
+            started = &mut starting => started.map_err(refused)??,
             // Nobody is served yet who would be worth waiting for.
             why = out_of_space(&log, &condition) => {
                 condition.stopping.store(true, Ordering::Relaxed);
+                starting.abort();
                 return Err(StartError::Full(why));
             }
         };
