@@ -61,7 +61,7 @@ fn killed_again_and_again(backend: &str, kills: u32) {
     let mut told = 0;
     for kill in 0..kills {
         let mut node = start(&dir, backend);
-        if rand::random::<u64>() % EARLY == 0 {
+        if rand::random::<u64>().is_multiple_of(EARLY) {
             wait_up_to(60);
             node.signal(Signal::SIGKILL);
             node.end().killed();
