@@ -146,12 +146,11 @@ impl Header {
     /// A process that dies between writing a commit and flipping the flag
     /// leaves the flag at the older one; in a file that needs recovery the
     /// newer valid slot is therefore the current one, as redb has it. In a file
-    /// that was closed cleanly the same picture means damage.
-    ///
-    /// After a commit in two phases redb trusts the flag alone, which no
-    /// checksum protects. A newer commit of other data is then refused: a
-    /// legacy node commits in two phases only on close, which changes no data,
-    /// so that a flipped bit is the likelier reason.
+    /// that was closed cleanly, and after a commit in two phases, redb trusts the
+    /// flag alone, which no checksum protects. A newer commit of other data is
+    /// then refused, a flipped bit being the likelier reason: a process that
+    /// dies while it closes or repairs the file leaves this picture too, but
+    /// with the same data in both commits.
     ///
     /// # Errors
     /// When the slot is damaged, or the flag points at the older of two commits
@@ -164,7 +163,7 @@ impl Header {
             Ok(other) if other.transaction_id > primary.transaction_id => {
                 if !self.closed_cleanly() && !two_phase {
                     Ok(other)
-                } else if two_phase && other.user_root == primary.user_root {
+                } else if other.user_root == primary.user_root {
                     Ok(primary)
                 } else {
                     Err(HeaderError::PointsBack {
@@ -218,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_clean_file_that_points_at_its_older_commit_is_damaged() {
-        let error = header(PRIMARY, [7, 6]).commit().unwrap_err();
+        let error = with_other_data(PRIMARY, [7, 6]).commit().unwrap_err();
         assert!(
             matches!(
                 error,
@@ -243,18 +242,30 @@ mod tests {
         assert_eq!(header(flags, [6, 7]).commit().unwrap().transaction_id, 6);
     }
 
+    /// The header of [`header`] with other data in its second slot.
+    fn with_other_data(flags: u8, ids: [u64; 2]) -> Header {
+        let mut header = header(flags, ids);
+        let slot = &mut header.bytes[SLOTS[1]..SLOTS[1] + SLOT_BYTES];
+        slot[USER_ROOT_SET] = 1;
+        slot[USER_ROOT].fill(9);
+        let checksum = xxh3_128(&slot[..SLOT_CHECKSUM]).to_le_bytes();
+        slot[SLOT_CHECKSUM..].copy_from_slice(&checksum);
+        header
+    }
+
     #[test]
     fn a_flag_that_hides_newer_data_is_not_trusted_in_two_phases_either() {
         for flags in [TWO_PHASE_COMMIT, RECOVERY_REQUIRED | TWO_PHASE_COMMIT] {
-            let mut header = header(flags, [6, 7]);
-            let slot = &mut header.bytes[SLOTS[1]..SLOTS[1] + SLOT_BYTES];
-            slot[USER_ROOT_SET] = 1;
-            slot[USER_ROOT].fill(9);
-            let checksum = xxh3_128(&slot[..SLOT_CHECKSUM]).to_le_bytes();
-            slot[SLOT_CHECKSUM..].copy_from_slice(&checksum);
-            let error = header.commit().unwrap_err();
+            let error = with_other_data(flags, [6, 7]).commit().unwrap_err();
             assert!(matches!(error, HeaderError::PointsBack { .. }), "{error}");
         }
+    }
+
+    /// redb marks a file as sound before the commit that ends its repair.
+    #[test]
+    fn a_crash_in_a_repair_leaves_two_commits_of_the_same_data() {
+        let commit = header(0, [6, 7]).commit().unwrap();
+        assert_eq!(commit.transaction_id, 6);
     }
 
     #[test]
