@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 /// Clients at once: enough that several writes share a transaction.
 const WRITERS: usize = 8;
 /// One start in so many is killed before it is ready.
-const EARLY: u32 = 6;
+const EARLY: u64 = 6;
 
 /// Few kills by default, many where everything is tried.
 fn kills(few: u32, many: u32) -> u32 {
@@ -61,7 +61,7 @@ fn killed_again_and_again(backend: &str, kills: u32) {
     let mut told = 0;
     for kill in 0..kills {
         let mut node = start(&dir, backend);
-        if rand::random_ratio(1, EARLY) {
+        if rand::random::<u64>().is_multiple_of(EARLY) {
             wait_up_to(60);
             node.signal(Signal::SIGKILL);
             node.end().killed();
