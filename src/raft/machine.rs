@@ -39,7 +39,6 @@ pub(crate) enum SnapshotData {
     /// description says.
     Live(Arc<dyn StateMachine>),
     /// A complete copy, received from a peer.
-    #[allow(dead_code, reason = "received copies arrive with the peer protocol")]
     Received(PathBuf),
 }
 

@@ -2,6 +2,8 @@
 //! that log and state machine belong together.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +71,17 @@ pub enum StartError {
     /// Log and state machine do not belong together.
     #[error("State machine corruption detected: {0}")]
     Inconsistent(String),
+    /// The address for other nodes is taken, or is not this machine's.
+    #[error(
+        "cannot listen on {address} for other nodes; is another program listening there? \
+         cluster.peer_listen says where to"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// openraft refuses.
     #[error("consensus does not start: {0}")]
     Raft(String),
@@ -83,6 +96,7 @@ impl StartError {
             Self::Storage(error) => error.exit(),
             Self::OtherNode { .. } | Self::NoMember { .. } => Exit::Config,
             Self::Identity { .. } | Self::Inconsistent(_) => Exit::Data,
+            Self::Listen { source, .. } => Exit::of_io(source),
             Self::Raft(_) => Exit::Software,
         }
     }

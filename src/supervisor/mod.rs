@@ -308,7 +308,8 @@ impl<'a> Life<'a> {
             members: members
                 .map(|(id, member)| (*id, member.peer.clone()))
                 .collect(),
-            address: settings.cluster.peer_listen.to_string(),
+            peer_listen: settings.cluster.peer_listen,
+            secret: None,
             election_timeout: Duration::from_millis(1000),
             heartbeat: Duration::from_millis(150),
             log_keep: 256 << 20,

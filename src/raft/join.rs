@@ -1,0 +1,151 @@
+//! From a log and a state machine to a member of a cluster.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::impls::BasicNode;
+use openraft::{Config, ServerState, SnapshotPolicy};
+use tokio::task::spawn_blocking;
+
+use super::node::Options;
+use super::peer::Local;
+use super::reads::Raft;
+use super::start::{self, Identity, LogState, Pair, StartError};
+use super::types::to_membership;
+use crate::storage::StateMachine;
+use crate::storage::log::Log;
+
+/// Opens the log and checks it against configuration and state machine.
+pub(super) fn open_log(
+    path: &Path,
+    machine: &dyn StateMachine,
+    id: u64,
+) -> Result<(Log, Option<Identity>), StartError> {
+    let log_is_new = !path.exists();
+    let log = Log::open(path)?;
+    let recorded = start::recorded(&log, path)?;
+    start::check_identity(recorded.as_ref(), id, path)?;
+    let applied = machine.applied()?;
+    if recorded.is_none() {
+        start::check_member(&applied.membership.membership, id, path)?;
+    }
+    let at_applied = match applied.last_applied {
+        Some(applied) => log.read(applied.index..applied.index + 1, u64::MAX)?,
+        None => Vec::new(),
+    };
+    let pair = Pair {
+        applied: &applied,
+        bounds: log.bounds(),
+        at_applied: at_applied.first().map(|entry| entry.log_id),
+        log_is_new,
+        log: path,
+    };
+    if let LogState::BeginsAfter(position) = start::check(&pair)? {
+        tracing::warn!(
+            "There was no Raft log {}: a new one begins behind {position}. Votes that this node \
+             gave before are forgotten",
+            path.display()
+        );
+    }
+    Ok((log, recorded))
+}
+
+pub(super) fn config(options: &Options) -> Result<Config, StartError> {
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let election = milliseconds(options.election_timeout);
+    Config {
+        cluster_name: "aspen".into(),
+        heartbeat_interval: milliseconds(options.heartbeat),
+        election_timeout_min: election,
+        election_timeout_max: election.saturating_mul(2),
+        // `compact` decides by bytes, which openraft cannot.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_pre_vote: Some(true),
+        ..Config::default()
+    }
+    .validate()
+    .map_err(|error| StartError::Raft(error.to_string()))
+}
+
+pub(super) fn refused(error: impl std::fmt::Display) -> StartError {
+    StartError::Raft(error.to_string())
+}
+
+/// Forms the cluster where there is none yet, and records whose data this is.
+/// No peer may reach this node before this has returned: a vote that it gave
+/// would keep it from forming the cluster. It may reach others as soon as the
+/// cluster's id is known.
+pub(super) async fn join(
+    raft: &Raft,
+    log: &Log,
+    path: &Path,
+    recorded: Option<Identity>,
+    options: &Options,
+    local: &Local,
+) -> Result<String, StartError> {
+    let mut members = options.members.clone();
+    if members.is_empty() {
+        members.insert(options.id, options.peer_listen.to_string());
+    }
+    let forms = !raft.is_initialized().await.map_err(refused)?;
+    if !forms && recorded.is_none() {
+        let stored = raft.metrics().borrow_watched().membership_config.clone();
+        let membership = to_membership(stored.membership());
+        start::check_member(&membership, options.id, path)?;
+        let nodes = membership.nodes.into_iter();
+        members = nodes.map(|(id, node)| (id, node.addr)).collect();
+    }
+    let cluster_id = match &recorded {
+        Some(identity) => identity.cluster_id.clone(),
+        None => start::cluster_id(&members),
+    };
+    local.join(&cluster_id);
+    if forms {
+        let nodes = members.iter();
+        let nodes = nodes.map(|(id, address)| (*id, BasicNode::new(address)));
+        let nodes: BTreeMap<u64, BasicNode> = nodes.collect();
+        raft.initialize(nodes).await.map_err(refused)?;
+    }
+    if recorded.is_none() {
+        let identity = Identity {
+            node_id: options.id,
+            cluster_id: cluster_id.clone(),
+        };
+        let (log, path) = (log.clone(), path.to_owned());
+        spawn_blocking(move || start::record(&log, &identity, &path))
+            .await
+            .map_err(refused)??;
+    }
+    Ok(cluster_id)
+}
+
+/// A lone voter needs nobody's consent: it leads, and has applied all of its
+/// log, before it serves; so what clients saw before a restart they see after.
+pub(super) async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
+    let metrics = raft.metrics().borrow_watched().clone();
+    let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+    if voters != [id] {
+        return Ok(());
+    }
+    if metrics.current_leader != Some(id) {
+        raft.trigger().elect(false).await.map_err(refused)?;
+    }
+    let mut changes = raft.metrics();
+    loop {
+        {
+            let now = changes.borrow_watched();
+            if let Err(fatal) = &now.running_state {
+                return Err(refused(fatal));
+            }
+            let applied = now.last_applied.as_ref().map(|id| id.index());
+            if now.state == ServerState::Leader && applied >= now.last_log_index {
+                return Ok(());
+            }
+        }
+        changes.changed().await.map_err(refused)?;
+    }
+}
+
