@@ -1,4 +1,4 @@
-//! Why the SQLite state machine has ordinary rowid tables and pages of 8 KiB.
+//! Why the SQLite state machine has ordinary rowid tables and pages of 4 KiB.
 //!
 //! ```text
 //! cargo bench --bench layout [-- --rows N --value-bytes M] [--runs R]

@@ -170,7 +170,7 @@ fn a_backup_by_link_is_the_way_out_where_there_is_no_room_for_a_copy() {
     let disk = Disk::tmpfs(DISK);
     let scenario = Scenario::new("legacy", "plain", "sqlite");
     let copy = scenario.copy_to(disk.path());
-    disk.leave(RESERVE + 2 * MIB);
+    disk.leave(RESERVE + 4 * MIB);
     let mut node = copy.launch().start();
     assert!(!node.says("READY=1"));
     let log = node.end().with(74).log;
@@ -178,7 +178,7 @@ fn a_backup_by_link_is_the_way_out_where_there_is_no_room_for_a_copy() {
     let scenario = scenario.with_links();
     disk.free_up();
     let copy = scenario.copy_to(disk.path());
-    disk.leave(RESERVE + 2 * MIB);
+    disk.leave(RESERVE + 4 * MIB);
     assert_eq!(copy.complete(), scenario.copy().complete());
 }
 

@@ -61,7 +61,8 @@ fn an_upgrade_that_is_stopped_leaves_everything_as_it_was_found() {
 
 #[test]
 fn taking_over_a_log_alone_can_be_stopped() {
-    stops(&Scenario::new("legacy", "unclean", "memory"));
+    let alone = |dir: &Path| std::fs::remove_file(dir.join("state-machine.redb")).unwrap();
+    stops(&Scenario::new("legacy", "unclean", "memory").after(alone));
 }
 
 #[test]

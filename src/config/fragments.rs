@@ -4,6 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::io::{self, Read as _};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,10 @@ pub(super) const MAX_FILE: u64 = 1 << 20;
 pub(super) const CONFIG_VARIABLE: &str = "ASPEN_CONFIG";
 /// The variable in which systemd names the service's state directories.
 const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
+/// The variable in which systemd names the directory of the service's credentials.
+const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+/// Most bytes of a credential; longer ones are another file.
+const MAX_CREDENTIAL: u64 = 4096;
 /// Names for the tests of this crate, which debug builds alone read.
 const TEST_PREFIX: &str = "ASPEN_TEST_";
 /// The table of members, which a source may also give as a whole.
@@ -56,6 +61,8 @@ pub enum Origin {
         /// The column in characters, from 1.
         column: usize,
     },
+    /// A file that systemd gives the service as a credential; its name.
+    Credential(&'static str),
     /// A variable of the environment.
     Environment(String),
     /// An option of the command line.
@@ -67,6 +74,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => write!(f, "default"),
             Self::File { path, line, .. } => write!(f, "file {} line {line}", path.display()),
+            Self::Credential(name) => write!(f, "credential {name}"),
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::CommandLine(option) => write!(f, "command line {option}"),
         }
@@ -174,6 +182,37 @@ impl Source {
                 let start = error.span().map_or(text.len(), |span| span.start);
                 let message = format!("not valid TOML: {}", one_line(error.message()));
                 source.refuse(&locate(path, text, start), None, message);
+            }
+        }
+        source
+    }
+
+    /// What systemd's credentials say: a secret key is the content of the file of
+    /// its name, without the line break that editors leave. Others are not ours.
+    pub(super) fn credentials(variables: &[(OsString, OsString)]) -> Self {
+        let mut source = Self::default();
+        let dir = variables
+            .iter()
+            .find(|(name, value)| name == CREDENTIALS_DIRECTORY && !value.is_empty());
+        let Some((_, dir)) = dir else {
+            return source;
+        };
+        for key in KEYS.iter().filter(|key| key.secret) {
+            let origin = Origin::Credential(key.path);
+            let mut bytes = Vec::new();
+            let read = std::fs::File::open(Path::new(dir).join(key.path))
+                .and_then(|file| file.take(MAX_CREDENTIAL).read_to_end(&mut bytes));
+            match read {
+                Ok(_) => {
+                    let text = bytes.trim_ascii_end();
+                    let path: Vec<_> = key.path.split('.').collect();
+                    source.take_text(&path, OsStr::from_bytes(text), origin);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let message = format!("cannot be read: {error}");
+                    source.refuse(&origin, Some(key.path.into()), message);
+                }
             }
         }
         source

@@ -5,7 +5,8 @@
 
 pub use super::kind::Kind;
 use super::settings::{
-    Backend, BackupKind, LogFormat, MAX_POOL_SIZE, MIN_KEEP_BACKUPS, MIN_NODE_ID, Verify,
+    Backend, BackupKind, ELECTION_MS, HEARTBEAT_MS, LOG_KEEP, LogFormat, MAX_CONNECTIONS,
+    MAX_POOL_SIZE, MIN_KEEP_BACKUPS, MIN_NODE_ID, Verify,
 };
 
 /// The segment of a [`Key::path`] that stands for any member's id.
@@ -59,6 +60,11 @@ impl Key {
         self
     }
 
+    const fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+
     /// The long name in the environment.
     #[must_use]
     pub fn env_name(&self) -> String {
@@ -103,9 +109,40 @@ pub static KEYS: &[Key] = &[
     Key::new(
         "http.insecure",
         Kind::Bool,
-        "Whether http.listen may be an address that other machines reach, unprotected.",
+        "Whether http.listen may be an address that other machines reach without TLS and a token.",
     )
     .or("false"),
+    Key::new(
+        "http.max_connections",
+        Kind::Integer {
+            min: 1,
+            max: MAX_CONNECTIONS,
+        },
+        "How many connections the API takes at a time, from 1 to 1000000; more get 503.",
+    )
+    .or("1024"),
+    Key::new(
+        "http.tls_certificate",
+        Kind::Path,
+        "The certificate for TLS, with its chain, as PEM; http.tls_key belongs to it.",
+    ),
+    Key::new(
+        "http.tls_key",
+        Kind::Path,
+        "The private key of the certificate, as PEM.",
+    ),
+    Key::new(
+        "http.token",
+        Kind::Token,
+        "The token that requests need, 16 to 128 characters; health needs none.",
+    )
+    .secret(),
+    Key::new(
+        "http.admin_token",
+        Kind::Token,
+        "The token that /admin needs; it opens everything else too.",
+    )
+    .secret(),
     Key::new(
         "cluster.storage_backend",
         Kind::Choice(Backend::NAMES),
@@ -148,6 +185,33 @@ pub static KEYS: &[Key] = &[
         Kind::Record,
         "What a migration at start-up has done; written by aspen-node.",
     ),
+    Key::new(
+        "raft.log_keep",
+        Kind::Bytes {
+            min: LOG_KEEP.0,
+            max: LOG_KEEP.1,
+        },
+        "How much log is kept behind the last applied entry, for slow peers and for going back.",
+    )
+    .or("256MiB"),
+    Key::new(
+        "raft.election_timeout_ms",
+        Kind::Integer {
+            min: ELECTION_MS.0,
+            max: ELECTION_MS.1,
+        },
+        "How long a leader may be silent before another is elected, from 50 to 60000 ms.",
+    )
+    .or("1000"),
+    Key::new(
+        "raft.heartbeat_ms",
+        Kind::Integer {
+            min: HEARTBEAT_MS.0,
+            max: HEARTBEAT_MS.1,
+        },
+        "How often a leader is heard of, in ms; less than a third of the election timeout.",
+    )
+    .or("150"),
     Key::new(
         "migration.backup",
         Kind::Choice(BackupKind::NAMES),
@@ -354,7 +418,7 @@ mod tests {
         assert!(about_unknown(&["clutser"]).contains("did you mean cluster?"));
         assert_eq!(
             about_unknown(&["xyz"]),
-            "unknown key, expected one of node, http, cluster, migration, log"
+            "unknown key, expected one of node, http, cluster, raft, migration, log"
         );
         assert_eq!(
             about_unknown(&["migration", "qqqqqqqqqqq"]),

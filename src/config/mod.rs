@@ -1,8 +1,8 @@
 //! Configuration: fragments from the command line, the environment and the
 //! file become validated settings, every value knowing whence it came.
 //!
-//! The command line wins over the environment, that over the file, that over
-//! defaults. Everything that is wrong is reported at once, by place and key.
+//! The command line wins over the environment, that over systemd's credentials
+//! (secrets alone), those over the file, that over defaults. Everything that is wrong is reported at once, by place and key.
 //!
 //! [`keys`] is the table of what may be set, [`settings`] the types that the
 //! rest of the program sees, [`rewrite`] what a migration writes back.
@@ -108,10 +108,11 @@ pub fn load(
 
     let from_file = file.as_ref().map(|(path, bytes)| Source::file(path, bytes));
     let mut from_file = from_file.unwrap_or_default();
+    let mut credentials = Source::credentials(&variables);
     let mut environment = Source::environment(&variables);
     let mut command_line = Source::command_line(overrides);
 
-    let mut figment = merge(&from_file, &environment, &command_line);
+    let mut figment = merge(&from_file, &credentials, &environment, &command_line);
     // The one default that depends on another value.
     let id = figment
         .extract_inner("node.id")
@@ -122,11 +123,13 @@ pub fn load(
     }
 
     let mut problems = std::mem::take(&mut from_file.problems);
+    problems.append(&mut credentials.problems);
     problems.append(&mut environment.problems);
     problems.append(&mut fallback.problems);
     problems.append(&mut command_line.problems);
     let settings = settings_of(&figment, problems)?;
     let mut given = from_file.fragments;
+    given.append(&mut credentials.fragments);
     given.append(&mut environment.fragments);
     given.append(&mut command_line.fragments);
     Ok(Loaded {
@@ -139,7 +142,12 @@ pub fn load(
 }
 
 /// All values by precedence.
-fn merge(from_file: &Source, environment: &Source, command_line: &Source) -> Figment {
+fn merge(
+    from_file: &Source,
+    credentials: &Source,
+    environment: &Source,
+    command_line: &Source,
+) -> Figment {
     let defaults = Source::defaults();
     let replaced = |fragment: &&Fragment| {
         environment.members.is_some() && fragments::is_member(&fragment.path)
@@ -148,6 +156,7 @@ fn merge(from_file: &Source, environment: &Source, command_line: &Source) -> Fig
         .fragments
         .iter()
         .chain(from_file.fragments.iter().filter(|f| !replaced(f)))
+        .chain(&credentials.fragments)
         .chain(&environment.fragments)
         .chain(&command_line.fragments);
     weakest_first.fold(Figment::new(), |figment, fragment| figment.merge(fragment))

@@ -4,8 +4,10 @@
 //! and those between keys below; nothing downstream looks at text again.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -16,6 +18,24 @@ pub const MAX_POOL_SIZE: u64 = 1024;
 pub const MIN_KEEP_BACKUPS: u64 = 1;
 /// The smallest node id: 0 is what an unset id looks like in Raft messages.
 pub const MIN_NODE_ID: u64 = 1;
+
+/// The most connections of the API: each costs a descriptor, of which a process
+/// rarely may have more.
+pub const MAX_CONNECTIONS: u64 = 1_000_000;
+/// The fewest characters of a token: 16 random hexadecimal digits are 64 bits,
+/// too many to be guessed over a network.
+pub const MIN_TOKEN: usize = 16;
+/// The most characters of a token; several times what any generator makes.
+pub const MAX_TOKEN: usize = 128;
+/// The least and the most bytes of log to keep.
+pub const LOG_KEEP: (u64, u64) = (1 << 20, 1 << 40);
+/// The shortest and the longest election timeout in milliseconds: a disk's sync
+/// must fit into the one, a person's patience end with the other.
+pub const ELECTION_MS: (u64, u64) = (50, 60_000);
+/// The shortest and the longest interval of heartbeats in milliseconds.
+pub const HEARTBEAT_MS: (u64, u64) = (10, 20_000);
+/// How many heartbeats fit into the shortest election timeout: two may be lost.
+const HEARTBEATS_PER_ELECTION: u32 = 3;
 
 /// An enum whose variants have names in the configuration, written once.
 macro_rules! choice {
@@ -105,6 +125,8 @@ pub struct Settings {
     pub http: Http,
     /// Storage and membership.
     pub cluster: Cluster,
+    /// Consensus.
+    pub raft: Raft,
     /// What a migration at start-up does.
     pub migration: Migration,
     /// The log.
@@ -118,8 +140,9 @@ impl Settings {
     pub fn changes_that_need_a_restart(&self, newer: &Self) -> Vec<&'static str> {
         let changed = [
             ("[node]", self.node != newer.node),
-            ("[http]", self.http != newer.http),
+            ("[http]", self.http.needs_a_restart_for(&newer.http)),
             ("[cluster]", self.cluster != newer.cluster),
+            ("[raft]", self.raft != newer.raft),
             ("[migration]", self.migration != newer.migration),
             ("log.format", self.log.format != newer.log.format),
             ("log.file", self.log.file != newer.log.file),
@@ -148,6 +171,78 @@ pub struct Http {
     pub listen: SocketAddr,
     /// Whether an address that other machines reach may be served unprotected.
     pub insecure: bool,
+    /// Connections at a time, from 1 to [`MAX_CONNECTIONS`].
+    pub max_connections: u64,
+    /// The certificate's file; there is a key if and only if there is this.
+    #[serde(default)]
+    pub tls_certificate: Option<PathBuf>,
+    /// The private key's file.
+    #[serde(default)]
+    pub tls_key: Option<PathBuf>,
+    /// What requests need.
+    #[serde(default)]
+    pub token: Option<Secret>,
+    /// What requests to `/admin` need.
+    #[serde(default)]
+    pub admin_token: Option<Secret>,
+}
+
+impl Http {
+    /// The files of the certificate and of its key.
+    #[must_use]
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        self.tls_certificate.as_deref().zip(self.tls_key.as_deref())
+    }
+
+    /// Whether a listener that serves these settings cannot take over `newer`,
+    /// and must take over nothing of it: tokens of a listener on loopback may
+    /// be none, and would be wrong for the address that it still listens on.
+    #[must_use]
+    pub fn needs_a_restart_for(&self, newer: &Self) -> bool {
+        let fixed = |http: &Self| (http.listen, http.insecure, http.tls().is_some());
+        fixed(self) != fixed(newer)
+    }
+}
+
+/// Text that is never shown: not by `Debug`, and it has no `Display`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Text that is not to be shown.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The text, for whoever compares it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// `[raft]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Raft {
+    /// Bytes of log that are kept behind the last applied entry.
+    pub log_keep: u64,
+    /// How long a leader may be silent.
+    #[serde(rename = "election_timeout_ms", deserialize_with = "milliseconds")]
+    pub election_timeout: Duration,
+    /// How often a leader is heard of.
+    #[serde(rename = "heartbeat_ms", deserialize_with = "milliseconds")]
+    pub heartbeat: Duration,
+}
+
+fn milliseconds<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    u64::deserialize(from).map(Duration::from_millis)
 }
 
 /// `[cluster]`
@@ -228,26 +323,74 @@ pub(super) struct Conflict {
 /// Checks that look at more than one value.
 pub(super) fn conflicts(settings: &Settings) -> Vec<Conflict> {
     let mut found = Vec::new();
+    found.extend(half_of_tls(settings));
     found.extend(unprotected_listener(settings));
+    found.extend(rare_heartbeats(settings));
     found.extend(same_listener(settings));
     found.extend(incomplete_members(settings));
     found.extend(shared_addresses(settings));
     found
 }
 
+fn half_of_tls(settings: &Settings) -> Option<Conflict> {
+    let (certificate, key) = ("http.tls_certificate", "http.tls_key");
+    let http = &settings.http;
+    let (present, missing) = match (&http.tls_certificate, &http.tls_key) {
+        (Some(_), None) => (certificate, key),
+        (None, Some(_)) => (key, certificate),
+        _ => return None,
+    };
+    Some(Conflict {
+        key: present.into(),
+        with: vec![missing.into()],
+        message: format!("found this file only, expected {missing} as well"),
+    })
+}
+
 fn unprotected_listener(settings: &Settings) -> Option<Conflict> {
-    let listen = settings.http.listen;
-    if settings.http.insecure || listen.ip().to_canonical().is_loopback() {
+    let http = &settings.http;
+    let listen = http.listen;
+    if http.insecure || listen.ip().to_canonical().is_loopback() {
         return None;
     }
+    let protection = ["http.tls_certificate", "http.tls_key", "http.token"];
+    let missing: &[&str] = match (http.tls().is_some(), http.token.is_some()) {
+        (true, true) => return None,
+        (true, false) => &protection[2..],
+        (false, true) => &protection[..2],
+        (false, false) => &protection,
+    };
+    let [rest @ .., last] = missing else {
+        return None;
+    };
+    let and = if rest.is_empty() { "" } else { " and " };
+    let with = protection.iter().chain(&["http.insecure"]);
     Some(Conflict {
         key: "http.listen".into(),
-        with: vec!["http.insecure".into()],
+        with: with.map(|key| (*key).to_owned()).collect(),
         message: format!(
-            "found \"{listen}\", which other machines can reach; this release has neither TLS \
-             nor tokens, so that whoever reaches it could read and write everything; expected \
-             a loopback address such as \"127.0.0.1:{}\", or http.insecure = true to accept that",
+            "found \"{listen}\", which other machines can reach, so that whoever reaches it could \
+             read and write everything; set {}{and}{last}, or listen on a loopback address such as \
+             \"127.0.0.1:{}\", or set http.insecure = true to accept that",
+            rest.join(", "),
             listen.port()
+        ),
+    })
+}
+
+fn rare_heartbeats(settings: &Settings) -> Option<Conflict> {
+    let Raft {
+        election_timeout,
+        heartbeat,
+        ..
+    } = settings.raft;
+    (heartbeat * HEARTBEATS_PER_ELECTION >= election_timeout).then(|| Conflict {
+        key: "raft.heartbeat_ms".into(),
+        with: vec!["raft.election_timeout_ms".into()],
+        message: format!(
+            "found {} ms, expected less than a third of raft.election_timeout_ms, which is {} ms",
+            heartbeat.as_millis(),
+            election_timeout.as_millis()
         ),
     })
 }

@@ -1,75 +1,62 @@
 //! The HTTP API. The listener is bound before a migration begins, so that a
-//! restart never refuses a connection for long: until the state machine is
-//! open, the health routes say what is going on and everything else answers
-//! 503 with `Retry-After`.
+//! restart never refuses a connection for long: until the node serves, the
+//! health routes say what is going on and everything else answers 503 with
+//! `Retry-After`.
 //!
-//! Nothing here knows which engine answers.
+//! - [`input`] turns what clients send into requests that may enter the log;
+//!   `limits` says what they may take; `error` and `answer` are what they get.
+//! - `kv`, `pairs`, `admin`, `backup`, `health`, `status`, `metrics`: the
+//!   routes, one file per resource. Each function describes itself where it
+//!   stands, and `openapi` puts that together: a route is served because it is
+//!   described, and cannot be one without the other.
+//! - `server`, `connection`, `tls`: who is listened to, and for how long;
+//!   `protect`, `auth`, `edge`: who may ask for what; `gate`: what every request
+//!   passes on its way to its route.
+//!
+//! Nothing here knows which engine answers. Keys and values are told to nobody
+//! but the client: no log line holds one.
 
+mod admin;
+mod answer;
+mod auth;
+mod backup;
+mod connection;
+mod edge;
 mod error;
+mod gate;
 mod health;
+#[doc(hidden)]
+pub mod input;
 mod kv;
+pub mod limits;
+mod metrics;
+mod openapi;
+mod pairs;
 mod protect;
+mod server;
+mod shared;
+mod status;
+mod tls;
 
 use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::any;
 use tokio::net::TcpListener;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+use utoipa_axum::routes;
 
-use self::error::ApiError;
-use crate::raft::Node;
+pub use self::connection::Times;
+pub use self::edge::Edge;
+#[doc(hidden)]
+pub use self::error::{ApiError, Code};
+pub use self::shared::{About, Phase, Progress, Shared};
+pub use self::tls::TlsError;
 
-/// What the node is doing, as the API tells it.
-#[derive(Clone, Default)]
-pub enum Phase {
-    /// Nothing is open yet.
-    #[default]
-    Starting,
-    /// A migration is under way.
-    Migrating(Progress),
-    /// Requests are served.
-    Serving(Node),
-    /// The node is on its way down.
-    Stopping,
-}
-
-/// How far a migration is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// One word.
-    pub phase: &'static str,
-    /// Of the whole migration, 0 to 100.
-    pub percent: u8,
-    /// Units of this phase that are done.
-    pub done: u64,
-    /// Units of this phase in all.
-    pub total: u64,
-}
-
-/// The phase, shared between the API and whoever changes it.
-#[derive(Clone, Default)]
-pub struct Shared(Arc<RwLock<Phase>>);
-
-impl Shared {
-    /// Changes the phase.
-    pub fn set(&self, phase: Phase) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = phase;
-    }
-
-    /// The phase now.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
+/// What requests for no route are counted as.
+const NOWHERE: &str = "none";
 
 /// Serves until `stop` resolves, then finishes the requests under way.
 ///
@@ -78,41 +65,54 @@ impl Shared {
 pub async fn serve(
     listener: TcpListener,
     shared: Shared,
-    stop: impl Future<Output = ()> + Send + 'static,
+    edge: Edge,
+    stop: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
-    let address = listener.local_addr()?;
-    axum::serve(listener, router(shared, address))
-        .with_graceful_shutdown(stop)
-        .await
+    server::serve(listener, router(shared), edge, Times::default(), stop).await
 }
 
-/// All routes, behind one layer of protection.
-fn router(shared: Shared, address: SocketAddr) -> Router {
-    Router::new()
-        .route("/health", get(health::health))
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .merge(
-            Router::new()
-                .route("/api/kv/{*key}", get(kv::get).post(kv::put).put(kv::put))
-                .fallback(|| async { ApiError::no_route() })
-                .layer(middleware::from_fn_with_state(shared.clone(), when_serving)),
-        )
-        .method_not_allowed_fallback(|| async { ApiError::method() })
-        .layer(middleware::from_fn_with_state(address, protect::protect))
+/// All routes, and with them `/openapi.json`, which says what they are. What
+/// protects them is in [`server`] and [`protect`].
+fn router(shared: Shared) -> Router {
+    let at = |methods, always| behind_gate(methods, &shared, always);
+    let (routes, description) = OpenApiRouter::with_openapi(openapi::base())
+        .routes(at(routes!(health::health), true))
+        .routes(at(routes!(health::livez), true))
+        .routes(at(routes!(health::readyz), true))
+        .routes(at(routes!(metrics::metrics), true))
+        .routes(at(routes!(status::status), true))
+        .routes(at(routes!(openapi::document), false))
+        .routes(at(routes!(kv::get, kv::post, kv::put, kv::delete), false))
+        .routes(at(routes!(pairs::list, pairs::batch), false))
+        .routes(at(routes!(admin::shutdown), true))
+        .routes(at(routes!(admin::checkpoint), false))
+        .routes(at(routes!(admin::checkpoint_wal), false))
+        .routes(at(routes!(admin::snapshot), false))
+        .routes(at(routes!(backup::backup), false))
+        .split_for_parts();
+    shared.describe(openapi::finish(description));
+    let nowhere = gate::before(any(nowhere), &shared, NOWHERE, false);
+    routes
+        .fallback_service(nowhere.with_state(shared.clone()))
         .with_state(shared)
 }
 
-/// Lets a request through once the state machine is open.
-async fn when_serving(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    match shared.phase() {
-        Phase::Serving(_) => next.run(request).await,
-        Phase::Starting => ApiError::unavailable("the node is starting").into_response(),
-        Phase::Migrating(progress) => ApiError::unavailable(format!(
-            "the node is migrating its data ({} %)",
-            progress.percent
-        ))
-        .into_response(),
-        Phase::Stopping => ApiError::unavailable("the node is stopping").into_response(),
-    }
+/// The methods of one path, with our answer to all others.
+fn behind_gate(
+    (schemas, paths, methods): UtoipaMethodRouter<Shared>,
+    shared: &Shared,
+    always: bool,
+) -> UtoipaMethodRouter<Shared> {
+    let path = paths.paths.keys().next();
+    let path = path.map_or(NOWHERE.to_owned(), |path| openapi::template(path));
+    let methods = methods.fallback(|| async { ApiError::method() });
+    (schemas, paths, gate::before(methods, shared, &path, always))
 }
+
+async fn nowhere(State(shared): State<Shared>) -> Result<Response, ApiError> {
+    shared.node()?;
+    Err(ApiError::no_route())
+}
+
+#[cfg(test)]
+mod tests;

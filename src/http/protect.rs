@@ -2,33 +2,48 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{HeaderMap, HeaderValue, Request, Uri, header};
 
+use super::edge::Edge;
 use super::error::ApiError;
 
-/// Refuses requests that a foreign web page has a browser send to loopback
-/// (DNS rebinding), and keeps browsers from guessing at content types.
-pub(super) async fn protect(
-    State(listening): State<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let allowed = !listening.ip().is_loopback() || is_local(request.uri(), request.headers());
-    let mut response = match allowed {
-        true => next.run(request).await,
-        false => ApiError::host().into_response(),
-    };
-    let headers = response.headers_mut();
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+/// Stands before all routes. It is no layer among layers but part of the
+/// server, so that there is no route beside it.
+pub(super) struct Guard {
+    edge: Edge,
+    /// Whether a browser could be made to send requests here without anybody's
+    /// word: a web page's name can be made to resolve to loopback (DNS
+    /// rebinding). It cannot have our certificate, and reaches no more than its
+    /// user does at any other address.
+    local_only: bool,
+}
+
+impl Guard {
+    pub(super) fn new(listening: SocketAddr, edge: Edge) -> Self {
+        let loopback = listening.ip().to_canonical().is_loopback();
+        Self {
+            local_only: loopback && edge.tls().is_none(),
+            edge,
+        }
+    }
+
+    /// Whether a request may pass.
+    pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), ApiError> {
+        if self.local_only && !is_local(request.uri(), request.headers()) {
+            return Err(ApiError::host());
+        }
+        let path = request.uri().path();
+        self.edge.auth().admit(path, request.headers())
+    }
+
+    /// What every answer has: browsers do not guess at content types, nobody
+    /// keeps what may be stale or secret.
+    pub(super) fn seal(headers: &mut HeaderMap) {
+        let nosniff = HeaderValue::from_static("nosniff");
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
 }
 
 /// Whether the target and every `Host` are such as only this machine's own

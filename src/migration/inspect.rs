@@ -106,16 +106,10 @@ fn log(path: &Path) -> Result<Option<Identity>, InspectError> {
         return Ok(None);
     };
     let identity = redb(path)?;
-    match about.is_file() || !is_legacy(&identity) {
+    match about.is_file() || !identity.is_legacy() {
         true => Ok(Some(identity)),
         false => Err(InspectError::NotRegular(path.to_owned())),
     }
-}
-
-/// Whether a redb file is in a format that only legacy nodes read.
-#[must_use]
-pub fn is_legacy(identity: &Identity) -> bool {
-    identity.version == Some(2)
 }
 
 fn redb(path: &Path) -> Result<Identity, InspectError> {

@@ -54,7 +54,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::convert::{Converted, Request, convert};
-use self::inspect::{Inventory, is_legacy};
+use self::inspect::Inventory;
 use self::plan::{Decision, decide};
 use self::progress::{Control, Event};
 use self::raft_log::Examined;
@@ -144,8 +144,12 @@ pub fn prepare(
         return Err(Refused::explain(refusal, dir, &inventory).into());
     }
     control.observer.event(&Event::Decided(&decision));
-    let legacy_log = inventory.log.as_ref().is_some_and(is_legacy);
-    let log = legacy_log.then(|| raft_log::examine(&dir.raft_log(), options.backup, control));
+    let legacy_log = inventory.log.as_ref().filter(|log| log.is_legacy());
+    let log = legacy_log.map(|identity| {
+        let (path, bytes) = (&dir.raft_log(), identity.length);
+        control.observer.event(&Event::LogFound { path, bytes });
+        raft_log::examine(path, options.backup, control)
+    });
     let mut prepared = carry_out(
         decision,
         dir,
@@ -160,8 +164,8 @@ pub fn prepare(
     Ok(prepared)
 }
 
-/// Does steps 5 to 8, or what was decided instead. A log that the state machine
-/// does not wait for is taken over first.
+/// Does steps 5 to 8, or what was decided instead. A log whose state machine is
+/// not converted now is taken over once all else has succeeded.
 fn carry_out(
     decision: Decision,
     dir: &DataDir,
@@ -172,14 +176,11 @@ fn carry_out(
 ) -> Result<Prepared, MigrationError> {
     let (redb, sqlite) = (dir.redb(), dir.sqlite());
     let begun = Begun::now(&options.program);
-    let log = match log {
-        Some(log) if !matches!(decision, Decision::Migrate | Decision::UpgradeRedb) => {
-            log.require_room()?;
-            take_over(log, &begun, options, control)?;
-            None
-        }
-        log => log,
+    let (log, log_alone) = match decision {
+        Decision::Migrate | Decision::UpgradeRedb => (log, None),
+        _ => (None, log),
     };
+    log_alone.as_ref().map_or(Ok(()), Examined::require_room)?;
     let earlier = inventory
         .sqlite
         .as_ref()
@@ -213,6 +214,9 @@ fn carry_out(
             let record = earlier.map(|record| finish::retire_source(dir, record, control));
             prepared.record = record.transpose()?;
         }
+    }
+    if let Some(log) = log_alone {
+        take_over(log, &begun, options, control)?;
     }
     Ok(prepared)
 }

@@ -1,7 +1,7 @@
 //! What to do about what is on disk: a pure function, and the whole of the
 //! decision table. Nothing here touches a file.
 
-use super::inspect::{Inventory, RedbFile, SqliteFile, is_legacy};
+use super::inspect::{Inventory, RedbFile, SqliteFile};
 use crate::config::settings::Backend;
 
 /// What a start does about its storage.
@@ -58,7 +58,7 @@ pub fn decide(backend: Backend, inventory: &Inventory) -> Decision {
         }
         (Backend::Sqlite, Some(_), Some(_)) => Decision::Refuse(Refusal::Conflict),
         (Backend::Redb, None, None) => Decision::FreshRedb,
-        (Backend::Redb, Some(redb), None) if is_legacy(&redb.identity) => Decision::UpgradeRedb,
+        (Backend::Redb, Some(redb), None) if redb.identity.is_legacy() => Decision::UpgradeRedb,
         (Backend::Redb, Some(redb), None) => Decision::OpenRedb {
             unlink_first: redb.linked,
         },

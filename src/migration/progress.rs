@@ -41,15 +41,15 @@ impl Phase {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::LogCheck => "raft-log check",
-            Self::LogRead => "raft-log read",
+            Self::LogCheck => "log-check",
+            Self::LogRead => "log-read",
             Self::Check => "check",
             Self::Backup => "backup",
             Self::Copy => "copy",
             Self::Verify => "verify",
-            Self::LogBackup => "raft-log backup",
-            Self::LogCopy => "raft-log copy",
-            Self::LogVerify => "raft-log verify",
+            Self::LogBackup => "log-backup",
+            Self::LogCopy => "log-copy",
+            Self::LogVerify => "log-verify",
         }
     }
 

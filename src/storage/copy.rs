@@ -9,10 +9,9 @@ use std::sync::atomic::AtomicBool;
 use rusqlite::Connection;
 
 use super::{Applied, StorageError};
-use crate::format::record::StoredMembership;
 use crate::migration::copy;
 use crate::migration::progress::{Control, Event, Observer, Phase};
-use crate::migration::source::{Metadata, RowSink, Source};
+use crate::migration::source::{Holds, Metadata, RowSink, Source};
 use crate::migration::target;
 
 /// A snapshot is made while serving: nobody watches its progress.
@@ -34,10 +33,7 @@ impl From<&Metadata> for Applied {
     fn from(metadata: &Metadata) -> Self {
         Self {
             last_applied: metadata.last_applied,
-            membership: metadata
-                .membership
-                .clone()
-                .unwrap_or_else(StoredMembership::default),
+            membership: metadata.membership.clone().unwrap_or_default(),
         }
     }
 }
@@ -49,7 +45,7 @@ pub(super) fn check(
     stop: &Arc<AtomicBool>,
 ) -> Result<(Source, Metadata), StorageError> {
     let mut source = Source::open(from, Arc::clone(stop))?;
-    source.check_integrity()?;
+    source.check_integrity(Holds::StateMachine)?;
     let metadata = source.metadata()?;
     Ok((source, metadata))
 }

@@ -16,6 +16,7 @@
 
 mod arguments;
 mod error;
+mod reload;
 mod replay;
 mod report;
 mod signals;
@@ -37,7 +38,7 @@ use crate::config::Loaded;
 use crate::config::settings::{Backend, Settings};
 use crate::durable;
 use crate::exit::Exit;
-use crate::http::{self, Phase, Shared};
+use crate::http::{self, Edge, Phase, Shared};
 use crate::layout::DataDir;
 use crate::lock::LockedDir;
 use crate::migration::progress::Control;
@@ -61,9 +62,15 @@ pub fn run(arguments: &Arguments) -> Exit {
         Ok(loaded) => loaded,
         Err(error) => return failed_early(&error, error.exit(), &notify),
     };
+    let (edge, doubts) = match Edge::new(&loaded.settings.http) {
+        Ok(edge) => edge,
+        Err(error) => return failed_early(&error, error.exit(), &notify),
+    };
     if arguments.check_config {
+        let doubts = doubts.iter().map(|doubt| format!("# Warning: {doubt}\n"));
+        let report = loaded.report() + &doubts.collect::<String>();
         // A reader that has gone is no error.
-        let _ = std::io::stdout().write_all(loaded.report().as_bytes());
+        let _ = std::io::stdout().write_all(report.as_bytes());
         return Exit::Ok;
     }
     let log = &loaded.settings.log;
@@ -77,7 +84,8 @@ pub fn run(arguments: &Arguments) -> Exit {
         Err(error) => return failed_early(&error, error.exit(), &notify),
     };
     let dir = DataDir::new(loaded.settings.node.data_dir.clone());
-    let mut life = Life::new(arguments, loaded, handle, notify.clone());
+    reload::warn_of_certificate(&loaded.settings.http, &doubts);
+    let mut life = Life::new(arguments, loaded, edge, handle, notify.clone());
     match life.run(&dir) {
         Ok(()) => Exit::Ok,
         Err(error) => {
@@ -107,6 +115,7 @@ fn failed_early(error: &(dyn std::error::Error + 'static), exit: Exit, notify: &
 struct Life<'a> {
     arguments: &'a Arguments,
     loaded: Loaded,
+    edge: Edge,
     log: telemetry::Handle,
     notify: Notify,
     shared: Shared,
@@ -120,12 +129,14 @@ impl<'a> Life<'a> {
     fn new(
         arguments: &'a Arguments,
         loaded: Loaded,
+        edge: Edge,
         log: telemetry::Handle,
         notify: Notify,
     ) -> Self {
         Self {
             arguments,
             loaded,
+            edge,
             log,
             notify,
             shared: Shared::default(),
@@ -189,10 +200,15 @@ impl<'a> Life<'a> {
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let (drain, draining) = oneshot::channel::<()>();
-        let mut server = tokio::spawn(http::serve(listener, self.shared.clone(), async {
-            // Either told to drain, or the sender is gone: both mean stop.
-            let _ = draining.await;
-        }));
+        let mut server = tokio::spawn(http::serve(
+            listener,
+            self.shared.clone(),
+            self.edge.clone(),
+            async {
+                // Either told to drain, or the sender is gone: both mean stop.
+                let _ = draining.await;
+            },
+        ));
 
         let lived = self
             .start_and_serve(locked, address, &mut signals, &mut server)
@@ -229,6 +245,9 @@ impl<'a> Life<'a> {
         let Some(prepared) = self.prepare(locked, signals).await? else {
             return Ok(None);
         };
+        if let Some(record) = &prepared.record {
+            self.shared.set_migration(record.clone());
+        }
         let pool_size = self.settings().cluster.sqlite.pool_size;
         let opened = tokio::task::spawn_blocking(move || {
             let state_machine = storage::open(&prepared, pool_size)?;
@@ -251,15 +270,16 @@ impl<'a> Life<'a> {
         };
         self.shared.set(Phase::Serving(node.clone()));
         let milliseconds = self.began.elapsed().as_millis();
+        let scheme = self.edge.scheme();
         tracing::info!(
             MESSAGE_ID = events::NODE_READY,
             ASPEN_STORAGE = backend,
             ASPEN_HTTP_LISTEN = %address,
             ASPEN_DURATION_MS = u64::try_from(milliseconds).unwrap_or(u64::MAX),
-            "Ready after {milliseconds} ms: {backend} on http://{address}"
+            "Ready after {milliseconds} ms: {backend} on {scheme}://{address}"
         );
         self.notify
-            .ready(&format!("Ready: {backend} on http://{address}"));
+            .ready(&format!("Ready: {backend} on {scheme}://{address}"));
         self.serve_until_stopped(backend, &node, signals, server)
             .await?;
         Ok(Some(node))
@@ -310,9 +330,9 @@ impl<'a> Life<'a> {
                 .collect(),
             peer_listen: settings.cluster.peer_listen,
             secret: None,
-            election_timeout: Duration::from_millis(1000),
-            heartbeat: Duration::from_millis(150),
-            log_keep: 256 << 20,
+            election_timeout: settings.raft.election_timeout,
+            heartbeat: settings.raft.heartbeat,
+            log_keep: settings.raft.log_keep,
             readers: usize::try_from(settings.cluster.sqlite.pool_size).unwrap_or(1),
         }
     }
@@ -421,6 +441,10 @@ impl<'a> Life<'a> {
                         self.notify.reloaded(&format!("Ready: {backend}"));
                     }
                 },
+                () = self.shared.stop_requested() => {
+                    self.stop_requested("POST /admin/shutdown");
+                    return Ok(());
+                }
                 reason = &mut failed => return Err(NodeError::Failed(reason)),
                 ended = &mut *server => {
                     return Err(match ended {
@@ -430,41 +454,6 @@ impl<'a> Life<'a> {
                 }
             }
         }
-    }
-
-    /// Takes over what can be changed while the node runs, and says what cannot.
-    fn reload(&mut self) {
-        if let Err(error) = self.log.reopen_file() {
-            tracing::warn!("{}", Chain(&error));
-        }
-        let loaded = match self.arguments.load() {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                tracing::error!(
-                    "Not reloaded, the running configuration stays: {}",
-                    Chain(&error)
-                );
-                return;
-            }
-        };
-        if let Err(error) = self.log.set_filter(&loaded.settings.log.filter) {
-            tracing::error!("The log filter was not reloaded: {}", Chain(&error));
-            return;
-        }
-        let waiting = self
-            .loaded
-            .settings
-            .changes_that_need_a_restart(&loaded.settings);
-        let rest = match waiting.is_empty() {
-            true => "nothing else has changed".to_owned(),
-            false => format!("a restart is needed for {}", waiting.join(", ")),
-        };
-        tracing::info!(
-            MESSAGE_ID = events::RELOADED,
-            ASPEN_CONFIG = loaded.file.as_ref().map(|file| file.display().to_string()),
-            "Reloaded: log filter {:?}, log file reopened; {rest}",
-            loaded.settings.log.filter
-        );
     }
 }
 

@@ -173,7 +173,9 @@ impl Reporter {
             "Taking over the Raft log {} ({bytes} bytes)",
             self.log.display()
         );
-        self.looking();
+        if self.state().redb_bytes == 0 {
+            self.looking();
+        }
     }
 
     fn looking(&self) {
@@ -275,7 +277,11 @@ impl Observer for Reporter {
                     work.finished = true;
                     let work = *work;
                     self.finished(*phase, &work);
-                    self.tell(&state);
+                    // As a rule the log is small, and its phases follow each other at once.
+                    let just_told = state.told.is_some_and(|told| told.elapsed() < INTERVAL);
+                    if !(phase.of_log() && just_told) {
+                        self.tell(&state);
+                    }
                 }
             }
             event => log(event, self),

@@ -60,6 +60,8 @@ events! {
     CONFIG_CONTRADICTION = "5013be15716e4e74b0f00b5323f79060" [ASPEN_SETTING, ASPEN_CONFIG];
     /// The log file cannot be opened or written.
     LOG_FILE_UNAVAILABLE = "66253629e5ca4e0f9aac63e69b4d4b93" [ASPEN_LOG_FILE];
+    /// The certificate has expired or soon will, or its key is not kept well.
+    CERTIFICATE_DOUBTFUL = "7efd73bf94e641beb3fc6fc97455ccc1" [ASPEN_CERTIFICATE];
     /// Another process holds the data directory.
     DATA_DIR_LOCKED = "50cb105b368640b093c0670ce845cd77" [ASPEN_DATA_DIR];
     /// What is on disk and what is configured leave a choice that only a person can make.
@@ -96,6 +98,10 @@ events! {
     WATCHDOG_ENABLED = "1a6c7886e3824d50b3a6b4653ad4d796" [ASPEN_INTERVAL_MS];
     /// The node serves.
     NODE_READY = "9eb8feee0a7b48d8ae512242dc0bb760" [ASPEN_STORAGE, ASPEN_HTTP_LISTEN, ASPEN_DURATION_MS];
+    /// Clients open more connections than the node takes.
+    CONNECTIONS_EXHAUSTED = "03bd4cf4adbf45c0917d86d52acc7495" [ASPEN_CONNECTIONS];
+    /// A newer certificate could not be taken over.
+    CERTIFICATE_KEPT = "6dcbb9c0cd4f4927b60281e307d4eeba" [ASPEN_CERTIFICATE];
     /// What can be reloaded was; the message says what needs a restart.
     RELOADED = "99249c65a6d649959c5ef097fd54c85b" [ASPEN_CONFIG];
     /// The node has been asked to stop.

@@ -53,6 +53,14 @@ pub struct Identity {
     pub length: u64,
 }
 
+impl Identity {
+    /// Whether only legacy nodes write to such a file: redb's format v2.
+    #[must_use]
+    pub fn is_legacy(&self) -> bool {
+        self.version == Some(2)
+    }
+}
+
 /// A source that is held under a shared lock and not opened yet.
 #[derive(Debug)]
 pub struct LockedSource {

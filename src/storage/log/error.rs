@@ -159,8 +159,15 @@ impl LogError {
         match self {
             Self::Create(error) => error.exit(),
             Self::Open { source, .. } | Self::Redb { source, .. } => match &**source {
-                // What is no redb file at all is told as an I/O error.
-                redb::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => Exit::Data,
+                // Of a file that is none of redb's, or too short, redb tells as of I/O errors.
+                redb::Error::Io(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                    ) =>
+                {
+                    Exit::Data
+                }
                 redb::Error::Io(error) => Exit::of_io(error),
                 redb::Error::DatabaseAlreadyOpen => Exit::Locked,
                 redb::Error::PreviousIo => Exit::Io,

@@ -4,7 +4,8 @@
 //! This happens below redb, which refuses everything after one failed write
 //! and would have to be closed and repaired, on a disk that has no room for
 //! that. Here it notices nothing: no operation fails, none is done twice, and
-//! reads go on.
+//! reads go on (but for those of the file while a quota keeps it from growing,
+//! where redb lets nobody in).
 //!
 //! Only the writer waits, and only in writing and growing. Whatever else fails,
 //! fsync above all, fails for good: after a failed fsync nobody knows what is

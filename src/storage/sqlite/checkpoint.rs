@@ -4,15 +4,14 @@
 //! load the log is never reset, because nobody is ever done with all of it. So
 //! a thread does it, with a connection of its own:
 //!
-//! 1. `PASSIVE` passes copy pages into the database while the writer goes on,
-//!    until a pass finds that little was added since the one before.
-//! 2. The database is synced, still beside the writer.
-//! 3. The last bit: with the writer waiting, copy the little that is left, sync
+//! 1. `PASSIVE` passes copy pages into the database, and sync it, while the
+//!    writer goes on, until one finds that little was added since the one before.
+//! 2. The last bit: with the writer waiting, copy the little that is left, sync
 //!    that, and have the log begin anew. This is bounded by the rest, and by
 //!    [`READER_WAIT`] for readers that are still in the old part.
 //!
 //! Who reads an old state (a snapshot of ours, somebody's `sqlite3` shell)
-//! keeps step 1 from getting to the end; then step 3 is left out, and the log
+//! keeps step 1 from getting to the end; then step 2 is left out, and the log
 //! grows until that reader is done. Nobody waits for it but a checkpoint asked
 //! for by hand.
 //!
@@ -38,9 +37,6 @@ pub(super) const THRESHOLD_BYTES: u64 = 32 << 20;
 /// How little a pass has to find added before the last step is worth it: to
 /// copy and sync so much takes some milliseconds.
 const REST_BYTES: u64 = 1 << 20;
-/// Passes before the last step is taken however much was added meanwhile: a
-/// writer that is faster than the disk has to be slowed down.
-const MOST_PASSES: u32 = 8;
 /// How long the last step waits for readers, and the writer with it.
 const READER_WAIT: Duration = Duration::from_millis(20);
 /// How long a checkpoint by hand goes on trying.
@@ -51,8 +47,9 @@ const MANUAL_PAUSE: Duration = Duration::from_millis(50);
 const IDLE: Duration = Duration::from_secs(5);
 /// How often idleness is looked for, while the log holds anything.
 const LOOK: Duration = Duration::from_secs(1);
-/// Between two tries while a reader holds on to the log.
-const PINNED_PAUSE: Duration = Duration::from_millis(500);
+/// Between two tries while a reader holds on to the log: at first, and at most
+/// after doubling. A reader that only lost its turn on the processor is soon done.
+const PINNED_PAUSES: (Duration, Duration) = (READER_WAIT, Duration::from_millis(640));
 /// From this length on a log that cannot be reset is worth a warning.
 const PINNED_BYTES: u64 = 100_000_000;
 /// Routine checkpoints are reported at most so often, added up.
@@ -124,22 +121,27 @@ impl Shared {
         let failed = |source| self.failed("checkpoint", source);
         let (began, before) = (Instant::now(), self.sizes());
         let rest_pages = REST_BYTES / self.pulse.page_bytes().max(1);
-        let mut pass = files.pass(PASSIVE).map_err(failed)?;
-        for _ in 1..MOST_PASSES {
-            let next = files.pass(PASSIVE).map_err(failed)?;
+        // Syncs the database as well, which SQLite leaves to the last step.
+        let round = || {
+            let pass = files.pass(PASSIVE).map_err(failed)?;
+            durable::fsync(&files.database, &self.path)?;
+            Ok::<_, StorageError>(pass)
+        };
+        let mut pass = round()?;
+        let mut left = pass.pages;
+        while left > rest_pages {
+            let next = round()?;
             let added = next.pages.saturating_sub(pass.copied);
-            let moved = next.copied != pass.copied;
             pass = next;
-            if added <= rest_pages || !moved {
+            if added > left / 2 {
                 break;
             }
+            left = added;
         }
-        let (mut complete, mut held) = (false, Duration::ZERO);
-        // A writer that outruns the passes has to wait after all; a reader of an
-        // old state is not waited for.
+        let (mut complete, mut held, mut after) = (false, Duration::ZERO, None);
+        // A writer that is faster than the disk, so that the passes gain nothing on
+        // it, is slowed down here; a reader of an old state is not waited for.
         if pass.pages.saturating_sub(pass.copied) <= rest_pages {
-            // Or the last step would wait for all of it, and the writer with it.
-            durable::fsync(&files.database, &self.path)?;
             // A snapshot holds on to the log for long, no use to wait for it.
             if let Ok(_no_snapshot) = self.snapshots.try_write() {
                 let writer = self.writer.lock();
@@ -151,6 +153,8 @@ impl Shared {
                     pass.copied = pass.pages;
                 }
                 held = holding.elapsed();
+                // Before the next commit makes them larger again.
+                after = Some(self.sizes());
                 drop(writer);
             }
         }
@@ -159,7 +163,7 @@ impl Shared {
             pages: pass.pages,
             copied: pass.copied,
             before,
-            after: self.sizes(),
+            after: after.unwrap_or_else(|| self.sizes()),
             took: began.elapsed(),
             held,
         })
@@ -210,17 +214,14 @@ impl Shared {
     pub(super) fn keep_short(&self) {
         let mut report = Report::default();
         let (mut commits, mut quiet_since) = (self.pulse.commits(), Instant::now());
-        let mut pinned = false;
-        while self
-            .pulse
-            .wait(if pinned { PINNED_PAUSE } else { LOOK }, pinned)
-        {
+        let mut pinned = None;
+        while self.pulse.wait(pinned.unwrap_or(LOOK), pinned.is_some()) {
             if self.pulse.commits() != commits {
                 (commits, quiet_since) = (self.pulse.commits(), Instant::now());
             }
             let idle = quiet_since.elapsed() >= IDLE;
             if self.pulse.bytes() < self.threshold && !idle {
-                pinned = false;
+                pinned = None;
                 continue;
             }
             let files = self.checkpointer.lock();
@@ -229,8 +230,11 @@ impl Shared {
                 continue;
             };
             let done = self.run(files, if idle { TRUNCATE } else { RESTART });
-            // Whatever is in the way is not gone the next moment.
-            pinned = !done.as_ref().is_ok_and(|done| done.complete);
+            let (shortest, longest) = PINNED_PAUSES;
+            pinned = match &done {
+                Ok(done) if done.complete => None,
+                _ => Some(pinned.map_or(shortest, |pause| longest.min(2 * pause))),
+            };
             report.take(done, &self.path);
         }
     }

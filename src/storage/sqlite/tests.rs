@@ -90,9 +90,9 @@ fn the_log_stays_short_under_constant_load_with_readers() {
             written += 2 * page;
         }
         stop.store(true, Ordering::Relaxed);
-        // The file keeps the length that it once had, so this is its greatest.
-        let greatest = store.sizes().wal.unwrap();
-        assert!(greatest > 0 && greatest < 60 * THRESHOLD, "{greatest}");
+        // Had it never begun anew, the file would be as long as all that was written.
+        let length = store.sizes().wal.unwrap();
+        assert!(length > 0 && length < written / 2, "{length} of {written}");
     });
 }
 

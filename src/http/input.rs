@@ -1,0 +1,301 @@
+//! What clients send, checked: from here on a request is one that may enter the
+//! log. Pure functions of text and bytes, so that they can be fuzzed; they are
+//! public for that alone.
+//!
+//! - Unknown names and names that stand twice are refused, in bodies and in
+//!   queries: a slip in `expect` must not turn into an unconditional write.
+//! - What is written is limited; what is read or deleted is not, or data of
+//!   legacy nodes beyond the limits would be out of reach.
+//! - U+0000 is refused in keys to be written. It is legal in SQLite, but its
+//!   shell and every C string end there, so that two keys would look the same.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::marker::PhantomData;
+
+use percent_encoding::percent_decode_str;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use utoipa::ToSchema;
+
+use super::error::{ApiError, Code};
+use super::limits::{
+    MAX_BATCH_BYTES, MAX_BATCH_KEYS, MAX_KEY_BYTES, MAX_PAGE, MAX_PAGE_BYTES, MAX_VALUE_BYTES,
+    USUAL_PAGE,
+};
+use crate::format::entry::Request;
+use crate::raft::Consistency;
+use crate::storage::Range;
+
+/// What precedes the key in a path.
+const PREFIX: &str = "/api/kv/";
+
+/// What a key is set to.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Set)]
+pub(super) struct SetBody {
+    /// The new value, at most 8 MiB of UTF-8.
+    value: String,
+    /// What the key must hold for the write to happen, at most 8 MiB; null if
+    /// it must not exist. Without this field the write happens in any case.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    expect: Option<Option<String>>,
+}
+
+/// Keys to set and to delete at once.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Batch)]
+pub(super) struct BatchBody {
+    /// Keys and their new values. Together with `delete` at most 1024 keys and 8 MiB.
+    #[serde(default)]
+    #[schema(value_type = Vec<PairBody>, max_items = 1024)]
+    set: Vec<Object<PairBody>>,
+    /// Keys to remove; those that do not exist are passed over.
+    #[serde(default)]
+    #[schema(max_items = 1024)]
+    delete: Vec<String>,
+}
+
+/// A key and its new value.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Pair)]
+pub(super) struct PairBody {
+    /// Not empty, at most 4096 bytes of UTF-8, without U+0000.
+    #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\u0000]+$")]
+    key: String,
+    /// At most 8 MiB of UTF-8.
+    value: String,
+}
+
+/// Tells a field that is null from one that is not there.
+fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(from).map(Some)
+}
+
+/// A struct that is written as an object: serde takes an array of its fields too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        from.deserialize_map(Fields(PhantomData))
+    }
+}
+
+fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice::<Object<T>>(bytes)
+        .map(|Object(body)| body)
+        .map_err(|error| ApiError::bad_request(format!("the body is not understood: {error}")))
+}
+
+/// The key in a path: whatever follows the prefix, percent-decoded. Slashes and
+/// dots stand for themselves.
+///
+/// # Errors
+/// When it is not UTF-8.
+pub fn key(path: &str) -> Result<String, ApiError> {
+    let encoded = path.strip_prefix(PREFIX).unwrap_or_default();
+    let key = percent_decode_str(encoded).decode_utf8();
+    key.map(String::from)
+        .map_err(|_| ApiError::bad_request("the key is not UTF-8"))
+}
+
+/// The write of `key` that a body asks for.
+///
+/// # Errors
+/// When the key must not be written, the body is not understood, or a value is
+/// over its limit.
+pub fn set(key: String, bytes: &[u8]) -> Result<Request, ApiError> {
+    check_key(&key, Code::PathTooLong)?;
+    let SetBody { value, expect } = body(bytes)?;
+    check_value(&value)?;
+    Ok(match expect {
+        None => Request::Set { key, value },
+        Some(expect) => {
+            expect.as_deref().map_or(Ok(()), check_value)?;
+            Request::CompareAndSet { key, expect, value }
+        }
+    })
+}
+
+/// The batch that a body asks for, which may be of no keys at all.
+///
+/// # Errors
+/// When the body is not understood, a key must not be written or stands twice,
+/// or a limit is passed.
+pub fn batch(bytes: &[u8]) -> Result<Request, ApiError> {
+    let BatchBody { set, delete } = body(bytes)?;
+    let count = set.len() + delete.len();
+    if count > MAX_BATCH_KEYS {
+        let message = format!("the batch names {count} keys; at most {MAX_BATCH_KEYS} are taken");
+        return Err(ApiError::new(Code::BatchTooLarge, message));
+    }
+    let mut bytes = 0;
+    let mut seen = HashSet::with_capacity(count);
+    for Object(PairBody { key, value }) in &set {
+        check_key(key, Code::KeyTooLong)?;
+        check_value(value)?;
+        bytes += key.len() + value.len();
+    }
+    let set_keys = set.iter().map(|Object(pair)| &pair.key);
+    for key in set_keys.chain(&delete) {
+        if !seen.insert(key) {
+            let message =
+                "a key stands twice in the batch, and which is meant to come last is unclear";
+            return Err(ApiError::new(Code::DuplicateKey, message));
+        }
+    }
+    bytes += delete.iter().map(String::len).sum::<usize>();
+    if bytes > MAX_BATCH_BYTES {
+        let message = format!("the batch holds {bytes} bytes; at most {MAX_BATCH_BYTES} are taken");
+        return Err(ApiError::new(Code::BatchTooLarge, message));
+    }
+    let set = set.into_iter().map(|Object(pair)| (pair.key, pair.value));
+    let set = set.collect();
+    Ok(Request::Batch { set, delete })
+}
+
+fn check_key(key: &str, too_long: Code) -> Result<(), ApiError> {
+    if key.len() > MAX_KEY_BYTES {
+        let length = key.len();
+        let message = format!("the key has {length} bytes; at most {MAX_KEY_BYTES} are taken");
+        return Err(ApiError::new(too_long, message));
+    }
+    let message = match key {
+        "" => "a key must not be empty",
+        key if key.contains('\0') => "a key must not hold U+0000, where many programs end it",
+        _ => return Ok(()),
+    };
+    Err(ApiError::new(Code::InvalidKey, message))
+}
+
+fn check_value(value: &str) -> Result<(), ApiError> {
+    if value.len() <= MAX_VALUE_BYTES {
+        return Ok(());
+    }
+    let length = value.len();
+    let message = format!("a value has {length} bytes; at most {MAX_VALUE_BYTES} are taken");
+    Err(ApiError::new(Code::ValueTooLarge, message))
+}
+
+/// How fresh a read of one key shall be.
+///
+/// # Errors
+/// When the query is not understood.
+pub fn consistency(query: Option<&str>) -> Result<Consistency, ApiError> {
+    let [consistency] = parameters(query, ["consistency"])?;
+    parse_consistency(consistency.as_deref())
+}
+
+/// Which page is asked for, and how fresh.
+///
+/// # Errors
+/// When the query is not understood.
+pub fn range(query: Option<&str>) -> Result<(Range, Consistency), ApiError> {
+    let names = ["prefix", "after", "limit", "consistency"];
+    let [prefix, after, limit, consistency] = parameters(query, names)?;
+    let limit = match limit {
+        None => USUAL_PAGE,
+        Some(text) => {
+            let limit = text.parse().ok();
+            let limit = limit.filter(|limit| (1..=MAX_PAGE).contains(limit));
+            limit.ok_or_else(|| {
+                ApiError::bad_request(format!("limit is not a number from 1 to {MAX_PAGE}"))
+            })?
+        }
+    };
+    let range = Range {
+        prefix: prefix.unwrap_or_default(),
+        after,
+        limit,
+        max_bytes: MAX_PAGE_BYTES,
+    };
+    Ok((range, parse_consistency(consistency.as_deref())?))
+}
+
+/// Whether more is asked for than a word: `?verbose`, as Kubernetes has it.
+///
+/// # Errors
+/// When the query is not understood.
+pub fn verbose(query: Option<&str>) -> Result<bool, ApiError> {
+    let [verbose] = parameters(query, ["verbose"])?;
+    match verbose.as_deref() {
+        None | Some("false") => Ok(false),
+        Some("" | "true") => Ok(true),
+        Some(_) => Err(ApiError::bad_request("verbose is neither true nor false")),
+    }
+}
+
+/// Refuses a query where none means anything.
+///
+/// # Errors
+/// When there is one.
+pub fn nothing(query: Option<&str>) -> Result<(), ApiError> {
+    let [] = parameters(query, [])?;
+    Ok(())
+}
+
+fn parse_consistency(text: Option<&str>) -> Result<Consistency, ApiError> {
+    match text {
+        None | Some("linearizable") => Ok(Consistency::Linearizable),
+        Some("stale") => Ok(Consistency::Stale),
+        Some(_) => Err(ApiError::bad_request(
+            "consistency is neither linearizable nor stale",
+        )),
+    }
+}
+
+/// The values of a query's parameters by `names`, as forms encode them.
+fn parameters<const N: usize>(
+    query: Option<&str>,
+    names: [&'static str; N],
+) -> Result<[Option<String>; N], ApiError> {
+    let mut values = [const { None }; N];
+    let pairs = query.unwrap_or_default().split('&');
+    for pair in pairs.filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decode(name)?, decode(value)?);
+        let Some(at) = names.iter().position(|known| *known == name) else {
+            let message = match N {
+                0 => "the query has a parameter, and none is known here".to_owned(),
+                _ => format!(
+                    "the query has an unknown parameter; known: {}",
+                    names.join(", ")
+                ),
+            };
+            return Err(ApiError::bad_request(message));
+        };
+        if values[at].replace(value).is_some() {
+            let message = format!("the query has {} more than once", names[at]);
+            return Err(ApiError::bad_request(message));
+        }
+    }
+    Ok(values)
+}
+
+fn decode(text: &str) -> Result<String, ApiError> {
+    let spaced = text.replace('+', " ");
+    let decoded = percent_decode_str(&spaced).decode_utf8();
+    decoded
+        .map(String::from)
+        .map_err(|_| ApiError::bad_request("the query is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! `/openapi.json`, from the descriptions that stand with the routes and from
+//! the table of errors.
+
+use std::collections::BTreeMap;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::Paths;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::{IntoResponses, OpenApi, ToSchema};
+
+use super::error::{ApiError, Code, Failure};
+use super::{Shared, answer};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Aspen",
+        description = "A Raft key-value node.\n\n\
+            A connection over the node's limit gets 503 `too_many_connections` and is closed. \
+            Every answer to a request that is well-formed HTTP is described here; one that is not \
+            gets 400, 408, 414 or 431 and the connection is closed. A method that a path does not \
+            take gets 405 with `Allow`, a path that is none 404, both with an error as everywhere.\n\n\
+            A write is answered once it is durable on a majority of the members. Reads are \
+            linearizable unless `consistency=stale`.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    components(schemas(Failure)),
+    tags(
+        (name = "keys", description = "Keys and values"),
+        (name = "health", description = "For load balancers and supervisors"),
+        (name = "operation", description = "For operators"),
+    ),
+)]
+struct Description;
+
+/// What routes are added to.
+pub(super) fn base() -> openapi::OpenApi {
+    let mut base = Description::openapi();
+    base.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    let components = base.components.get_or_insert_default();
+    components.add_security_scheme("token", bearer);
+    // A node without a token asks for none.
+    let token = SecurityRequirement::new("token", [""; 0]);
+    base.security = Some(vec![SecurityRequirement::default(), token]);
+    base
+}
+
+/// The routes' path templates are the router's, which marks the rest of a path
+/// with an asterisk; OpenAPI has no word for that.
+pub(super) fn finish(mut description: openapi::OpenApi) -> Bytes {
+    let paths = std::mem::take(&mut description.paths);
+    let mut plain = Paths::new();
+    for (path, item) in paths.paths {
+        plain.paths.insert(template(&path), item);
+    }
+    description.paths = plain;
+    Bytes::from(answer::encode(&description))
+}
+
+/// A path as OpenAPI writes it.
+pub(super) fn template(path: &str) -> String {
+    path.replace("{*", "{")
+}
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "operation", responses(
+    (status = 200, description = "This description", body = Object),
+    Inner,
+))]
+pub(super) async fn document(State(shared): State<Shared>) -> Result<Response, ApiError> {
+    shared.node()?;
+    Ok(answer::encoded(StatusCode::OK, shared.description()))
+}
+
+/// Sets of errors, as the routes name them.
+macro_rules! failures {
+    ($($(#[$doc:meta])* $name:ident = $($code:ident)*;)*) => {$(
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+                described(&[$(Code::$code),*])
+            }
+        }
+    )*};
+}
+
+failures! {
+    /// Of routes that are open to all.
+    Outer = HostNotAllowed;
+    /// Of the same, where they take a query.
+    OuterQuery = HostNotAllowed BadRequest;
+    /// Of a route that is answered in every phase.
+    Always = HostNotAllowed TooManyConnections BadRequest;
+    /// Of routes that need a serving node.
+    Inner = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded;
+    /// Of a read of one key.
+    ReadKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest KeyNotFound NoLeader Timeout Storage;
+    /// Of a page.
+    ReadPage = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest NoLeader Timeout Storage;
+    /// Of a write of one key, but for the conflict, which tells more.
+    WriteKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest InvalidKey BodyTooSlow BodyTooLarge ValueTooLarge PathTooLong NotJson
+        NoLeader Unconfirmed DiskFull Storage;
+    /// Of a removal.
+    RemoveKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest KeyNotFound NoLeader Unconfirmed DiskFull Storage;
+    /// Of a batch.
+    WriteBatch = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest InvalidKey DuplicateKey BodyTooSlow BodyTooLarge KeyTooLong ValueTooLarge
+        BatchTooLarge NotJson NoLeader Unconfirmed DiskFull Storage;
+    /// Of what works on the files.
+    Files = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        Busy NoLeader Timeout DiskFull Storage;
+}
+
+/// The answers that codes stand for, one for each status.
+fn described(codes: &[Code]) -> BTreeMap<String, RefOr<openapi::Response>> {
+    let mut by_status = BTreeMap::<StatusCode, Vec<String>>::new();
+    for code in codes {
+        let line = format!("`{}`: {}", code.name(), code.meaning());
+        by_status.entry(code.status()).or_default().push(line);
+    }
+    let described = by_status.into_iter().map(|(status, lines)| {
+        let schema = Ref::from_schema_name(Failure::name());
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        let mut response = ResponseBuilder::new()
+            .description(lines.join("\n\n"))
+            .content("application/json", content);
+        if ApiError::asks_to_come_back(status) {
+            let seconds = ObjectBuilder::new().schema_type(Type::Integer).build();
+            let header = HeaderBuilder::new().schema(Some(seconds));
+            let header = header.description(Some("Seconds after which to try again"));
+            response = response.header("Retry-After", header.build());
+        }
+        (status.as_str().to_owned(), response.build().into())
+    });
+    described.collect()
+}

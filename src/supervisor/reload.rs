@@ -1,0 +1,70 @@
+//! What a running node takes over from a newer configuration.
+
+use super::Life;
+use crate::config::settings::Http;
+use crate::telemetry::{Chain, events};
+
+impl Life<'_> {
+    /// Takes over what can be changed while the node runs, and says what cannot.
+    pub(super) fn reload(&mut self) {
+        if let Err(error) = self.log.reopen_file() {
+            tracing::warn!("{}", Chain(&error));
+        }
+        let loaded = match self.arguments.load() {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::error!(
+                    "Not reloaded, the running configuration stays: {}",
+                    Chain(&error)
+                );
+                return;
+            }
+        };
+        if let Err(error) = self.log.set_filter(&loaded.settings.log.filter) {
+            tracing::error!("The log filter was not reloaded: {}", Chain(&error));
+            return;
+        }
+        self.reload_edge(&loaded.settings.http);
+        let waiting = self
+            .loaded
+            .settings
+            .changes_that_need_a_restart(&loaded.settings);
+        let rest = match waiting.is_empty() {
+            true => "nothing else has changed".to_owned(),
+            false => format!("a restart is needed for {}", waiting.join(", ")),
+        };
+        tracing::info!(
+            MESSAGE_ID = events::RELOADED,
+            ASPEN_CONFIG = loaded.file.as_ref().map(|file| file.display().to_string()),
+            "Reloaded: log filter {:?}, log file reopened; {rest}",
+            loaded.settings.log.filter
+        );
+    }
+
+    /// Takes over the certificate, tokens and limits, if nothing else of `[http]` has changed.
+    fn reload_edge(&self, newer: &Http) {
+        if self.settings().http.needs_a_restart_for(newer) {
+            return;
+        }
+        match self.edge.reload(newer) {
+            Ok(doubts) => warn_of_certificate(newer, &doubts),
+            Err(error) => tracing::error!(
+                MESSAGE_ID = events::CERTIFICATE_KEPT,
+                ASPEN_CERTIFICATE = newer.tls().map(|(path, _)| path.display().to_string()),
+                "The certificate in use stays: {}",
+                Chain(&error)
+            ),
+        }
+    }
+}
+
+/// Tells what [`Edge`](crate::http::Edge) finds doubtful.
+pub(super) fn warn_of_certificate(http: &Http, doubts: &[String]) {
+    for doubt in doubts {
+        tracing::warn!(
+            MESSAGE_ID = events::CERTIFICATE_DOUBTFUL,
+            ASPEN_CERTIFICATE = http.tls().map(|(path, _)| path.display().to_string()),
+            "{doubt}"
+        );
+    }
+}
