@@ -31,6 +31,8 @@ mod reads;
 mod start;
 #[cfg(test)]
 mod suite;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::fs::File;

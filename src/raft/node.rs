@@ -23,6 +23,7 @@ use super::{
     Backup, Consistency, Gate, LEADER_TIME, Member, RequestError, SnapshotDone, Status, Written,
     compact,
 };
+use crate::config::settings::Secret;
 use crate::format::entry::Request;
 use crate::format::record::LogId;
 use crate::layout::DataDir;
@@ -39,7 +40,7 @@ pub struct Options {
     /// Where other nodes connect; its own address in a cluster of its own.
     pub peer_listen: SocketAddr,
     /// What only the nodes of the cluster know.
-    pub secret: Option<Arc<str>>,
+    pub secret: Option<Secret>,
     /// How long a follower waits for its leader, at least; at most twice as long.
     pub election_timeout: Duration,
     /// How often a leader shows itself.
@@ -98,7 +99,7 @@ impl Node {
             copy: dir.copy(),
         };
         let copies = Arc::new(Copies::new(&state_machine, dir.copy()));
-        let local = Local::new(options.id, options.secret.as_deref());
+        let local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
         let peers = Peers::new(Arc::new(local), options.members.clone());
         let listener = match peer::has_others(options.members.keys(), options.id) {
             true => Some(peer::listen(options.peer_listen).await?),

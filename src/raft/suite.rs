@@ -42,7 +42,7 @@ impl Observer for Silent {
     fn work(&self, _phase: Phase, _done: u64, _total: u64) {}
 }
 
-fn fresh(dir: &DataDir, backend: Backend) -> Arc<dyn StateMachine> {
+pub(super) fn fresh(dir: &DataDir, backend: Backend) -> Arc<dyn StateMachine> {
     let locked = LockedDir::take(dir.clone(), "suite").unwrap();
     let options = Options {
         backend,

@@ -120,13 +120,6 @@ pub(super) fn from_membership(members: &Membership) -> io::Result<Members> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-pub(super) fn to_stored(stored: &Stored) -> StoredMembership {
-    StoredMembership {
-        log_id: stored.log_id().as_ref().map(to_log_id),
-        membership: to_membership(stored.membership()),
-    }
-}
-
 pub(super) fn from_stored(stored: &StoredMembership) -> io::Result<Stored> {
     let members = from_membership(&stored.membership)?;
     Ok(Stored::new(stored.log_id.map(from_log_id), members))
@@ -138,6 +131,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    fn to_stored(stored: &Stored) -> StoredMembership {
+        StoredMembership {
+            log_id: stored.log_id().as_ref().map(to_log_id),
+            membership: to_membership(stored.membership()),
+        }
+    }
 
     fn entry(payload: Payload) -> Entry {
         let log_id = LogId {

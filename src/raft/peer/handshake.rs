@@ -35,7 +35,7 @@ const CONNECTS: &[u8] = b"aspen peer, the one who connects\0";
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HandshakeError {
+pub(in crate::raft) enum HandshakeError {
     /// The connection broke, or was closed by who does not speak this at all.
     #[error("the handshake broke off")]
     Io(#[from] io::Error),
