@@ -4,8 +4,8 @@
 //! cargo run --release --example demo
 //! ```
 //!
-//! Unpacks the data directory of a legacy node (`tests/fixtures/legacy`), runs
-//! the node on it as a service would, asks it over HTTP, and stops it.
+//! Unpacks the data directory of a legacy node (`tests/fixtures/golden`), runs
+//! the node on it as a service would, reads and writes over HTTP, and stops it.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
@@ -20,14 +20,14 @@ use clap::Parser as _;
 use nix::sys::signal::{Signal, kill};
 use ruzstd::decoding::StreamingDecoder;
 
-const LEGACY: &[u8] = include_bytes!("../tests/fixtures/legacy/plain.tar.zst");
+const LEGACY: &[u8] = include_bytes!("../tests/fixtures/golden/alone-redb-2.6-clean.tar.zst");
 const CONFIG: &str = "[cluster]\nstorage_backend = \"sqlite\"  # was \"redb\"\n";
 /// A key that the legacy node wrote.
-const KEY: &str = "user/afbc24be31077b2e";
+const KEY: &str = "user/00169261cf68af73";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
-    let (data, config) = (dir.path().join("plain"), dir.path().join("config.toml"));
+    let (data, config) = (dir.path().join("alone-redb-2.6-clean"), dir.path().join("config.toml"));
     unpack(LEGACY, dir.path())?;
     std::fs::write(&config, CONFIG)?;
     show("What a legacy node left", &list(&data)?);
@@ -47,15 +47,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     show("The node starts", "");
     let node = std::thread::spawn(move || run(&arguments));
     while !node.is_finished()
-        && !get(address, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        && !ask(address, "GET", "/readyz", "").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
     {
         std::thread::sleep(Duration::from_millis(10));
     }
     if !node.is_finished() {
-        for path in ["/health".to_owned(), format!("/api/kv/{KEY}")] {
-            let answer = get(address, &path)?;
-            let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
-            show(&format!("GET http://{address}{path}"), body);
+        let legacy = format!("/api/kv/{KEY}");
+        for (method, path, body) in [
+            ("GET", "/health", ""),
+            ("GET", &legacy, ""),
+            ("POST", "/api/kv/greeting", r#"{"value":"hello"}"#),
+            ("GET", "/api/kv/greeting", ""),
+        ] {
+            let answer = ask(address, method, path, body)?;
+            let answer = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+            let title = format!("{method} http://{address}{path} {body}");
+            show(title.trim_end(), answer);
         }
         show("The node is told to stop", "");
         kill(nix::unistd::getpid(), Signal::SIGTERM)?;
@@ -96,11 +103,13 @@ fn list(dir: &Path) -> std::io::Result<String> {
 }
 
 /// One request, the whole answer.
-fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

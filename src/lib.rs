@@ -4,8 +4,8 @@
 //! The modules below are listed in the order in which a start uses them, and
 //! imports point only upwards in this list (`tests/house_style.rs` keeps it so):
 //!
-//! 1. [`exit`], [`layout`], [`durable`], [`format`](mod@format): exit codes, file names, the
-//!    only code that changes files, and what is inside them.
+//! 1. [`exit`], [`panics`], [`layout`], [`durable`], [`format`](mod@format): exit codes, panics
+//!    that become errors, file names, the only code that changes files, and what is inside them.
 //! 2. [`config`]: fragments from command line, environment and file become
 //!    validated settings; rewriting the file afterwards.
 //! 3. [`telemetry`], [`notify`]: what the journal and systemd are told.
@@ -30,6 +30,7 @@ pub mod lock;
 pub mod migration;
 pub mod notify;
 pub mod offline;
+pub mod panics;
 pub mod raft;
 pub mod storage;
 pub mod supervisor;

@@ -22,9 +22,13 @@ fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
+/// What the template shows in place of a secret, which is none: too many would be that one.
+const NO_SECRET: &str = " = \"(what `openssl rand -hex 24` prints)\"";
+
 /// The template with its defaults no longer commented out.
 fn uncommented() -> String {
-    let lines = TEMPLATE.lines().map(|line| match line.strip_prefix('#') {
+    let lines = TEMPLATE.lines().filter(|line| !line.ends_with(NO_SECRET));
+    let lines = lines.map(|line| match line.strip_prefix('#') {
         Some(rest) if rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[') => rest,
         _ => line,
     });
@@ -47,7 +51,9 @@ fn what_the_template_shows_commented_out_are_the_defaults() {
     let (_dir, path) = written(&uncommented());
     let shown = load_file(&path);
     let mut expected = load_file(Path::new("/nowhere")).settings;
-    // These two show what packages use, and an example.
+    // These show what packages use, and examples.
+    expected.http.tls_certificate = Some("/etc/aspen/tls.crt".into());
+    expected.http.tls_key = Some("/etc/aspen/tls.key".into());
     expected.node.data_dir = "/var/lib/aspen".into();
     expected.log.file = Some("/var/log/aspen/node.log".into());
     expected.cluster.initial_members = shown.settings.cluster.initial_members.clone();
@@ -64,11 +70,26 @@ fn the_template_names_and_explains_every_known_key() {
         // These two are tables and have no value of their own.
         if ["cluster.initial_members", "cluster.migrated"].contains(&key.path) {
             assert!(TEMPLATE.contains(&format!("[{}]", key.path)));
+        } else if key.secret {
+            let name = key.path.rsplit('.').next().unwrap();
+            assert!(TEMPLATE.contains(&format!("\n#{name}{NO_SECRET}\n")));
         } else {
             let origin = shown.origin(&key.path.replace(ANY_ID, "1"));
             assert!(origin.starts_with("file "), "{}: {origin}", key.path);
         }
     }
+}
+
+#[test]
+fn what_the_template_shows_in_place_of_a_secret_is_refused() {
+    let shown = TEMPLATE.lines().filter(|line| line.ends_with(NO_SECRET));
+    let mut tested = 0;
+    for line in shown {
+        let (_dir, path) = written(&format!("[http]\n{}\n", line.trim_start_matches('#')));
+        assert!(load(&Overrides::default(), [], &path).is_err(), "{line}");
+        tested += 1;
+    }
+    assert_eq!(tested, KEYS.iter().filter(|key| key.secret).count());
 }
 
 #[test]

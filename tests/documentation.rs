@@ -12,6 +12,7 @@ use clap::CommandFactory as _;
 /// Options of other programs that the documentation shows.
 const FOREIGN: &[&str] = &[
     "--bench",
+    "--cacert",
     "--cold",
     "--example",
     "--home-dir",

@@ -324,6 +324,52 @@ fn a_power_cut_right_after_ready_loses_nothing() {
 }
 
 #[test]
+fn every_write_that_was_acknowledged_before_a_power_cut_is_there_after_it() {
+    let Some(node) = Node::alone() else { return };
+    node.configure_sqlite();
+    node.ok("systemctl restart aspen-node");
+    let writes = |round: u32| {
+        format!(
+            r#"i=0; while i=$((i + 1)); do
+               curl -sf -X PUT -H 'Content-Type: application/json' -d "{{\"value\":\"$i\"}}" \
+                 http://localhost:8080/api/kv/cut/{round}/$i >/dev/null && echo $i
+             done"#
+        )
+    };
+    for round in 0..3 {
+        let acknowledged = node.cut_power_under(&writes(round), 20 + 30 * round as usize);
+        node.wait_until_active();
+        let page =
+            format!("curl -sf 'http://localhost:8080/api/kv?prefix=cut/{round}/&limit=1000'");
+        let page: Value = serde_json::from_str(&node.ok(&page)).unwrap();
+        let pairs = page["pairs"].as_array().unwrap();
+        for n in acknowledged {
+            let pair = serde_json::json!({ "key": format!("cut/{round}/{n}"), "value": n });
+            assert!(pairs.contains(&pair), "{pair} is gone: {page}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_is_stopped_as_the_guide_says_stays_stopped() {
+    let Some(node) = Node::alone() else { return };
+    for stop in [
+        "curl -sf -X POST http://localhost:8080/admin/shutdown",
+        "pkill -TERM aspen-node",
+    ] {
+        node.ok("systemctl start aspen-node");
+        node.ok(stop);
+        node.wait_until("test \"$(systemctl show -P ActiveState aspen-node)\" = inactive");
+        node.assert_properties([("Result", "success"), ("ExecMainStatus", "0")]);
+        assert_eq!(
+            node.run("ps aux | grep [a]spen-node").status.code(),
+            Some(1)
+        );
+        node.ok("grep -q 'Stopped in ' /var/log/aspen/node.log");
+    }
+}
+
+#[test]
 fn a_reload_keeps_the_node_running_and_reports_itself() {
     let Some(node) = Node::legacy() else { return };
     node.configure_sqlite();

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::settings::{BackupKind, LogFormat, Member, Verify};
+use super::settings::{BackupKind, LogFormat, Member, Secret, Verify};
 use super::*;
 
 mod problems;
+mod protection;
 
 /// Runs `work` as a user without privileges, in a thread of its own; `None`
 /// where this process may not change users. Root passes every check of permissions.
@@ -85,6 +86,15 @@ fn without_any_configuration_one_node_runs_on_loopback_with_sqlite() {
     assert_eq!(settings.node.data_dir, Path::new("./data/node-1"));
     assert_eq!(settings.http.listen, "127.0.0.1:8080".parse().unwrap());
     assert!(!settings.http.insecure);
+    assert_eq!(settings.http.max_connections, 1024);
+    assert_eq!(settings.http.tls(), None);
+    assert_eq!(
+        (settings.http.token, settings.http.admin_token),
+        (None, None)
+    );
+    assert_eq!(settings.raft.log_keep, 256 << 20);
+    assert_eq!(settings.raft.election_timeout, Duration::from_secs(1));
+    assert_eq!(settings.raft.heartbeat, Duration::from_millis(150));
     assert_eq!(settings.cluster.storage_backend, Backend::Sqlite);
     assert_eq!(settings.cluster.sqlite.pool_size, 10);
     assert_eq!(
@@ -107,6 +117,12 @@ fn every_key_can_be_set_in_the_file() {
         node = { id = 3, data_dir = "/srv/aspen" }
         http.listen = "0.0.0.0:80"
         http.insecure = true
+        http.max_connections = 7
+        http.tls_certificate = "/etc/aspen/tls.crt"
+        http.tls_key = "/etc/aspen/tls.key"
+        http.token = "0123456789abcdef"
+        http.admin_token = "fedcba9876543210"
+        raft = { log_keep = 1048576, election_timeout_ms = 300, heartbeat_ms = 99 }
         [cluster]
         storage_backend = "redb"
         peer_listen = "[::1]:7001"
@@ -132,6 +148,15 @@ fn every_key_can_be_set_in_the_file() {
     assert_eq!(settings.node.id, 3);
     assert_eq!(settings.node.data_dir, Path::new("/srv/aspen"));
     assert_eq!(settings.http.listen, "0.0.0.0:80".parse().unwrap());
+    assert_eq!(settings.http.max_connections, 7);
+    let tls = ("/etc/aspen/tls.crt".as_ref(), "/etc/aspen/tls.key".as_ref());
+    assert_eq!(settings.http.tls(), Some(tls));
+    assert_eq!(settings.http.token, Some(Secret::new("0123456789abcdef")));
+    let admin = Secret::new("fedcba9876543210");
+    assert_eq!(settings.http.admin_token, Some(admin));
+    assert_eq!(settings.raft.log_keep, 1 << 20);
+    assert_eq!(settings.raft.election_timeout, Duration::from_millis(300));
+    assert_eq!(settings.raft.heartbeat, Duration::from_millis(99));
     assert_eq!(settings.cluster.storage_backend, Backend::Redb);
     assert_eq!(settings.cluster.sqlite.pool_size, 1024);
     assert_eq!(settings.cluster.peer_listen, "[::1]:7001".parse().unwrap());
@@ -162,6 +187,8 @@ fn every_key_can_be_set_in_the_environment() {
         .env("ASPEN_NODE__DATA_DIR", "/srv/aspen")
         .env("ASPEN_HTTP__LISTEN", "0.0.0.0:80")
         .env("ASPEN_HTTP__INSECURE", "true")
+        .env("ASPEN_HTTP__TOKEN", "0123456789abcdef")
+        .env("ASPEN_RAFT__LOG_KEEP", "2GiB")
         .env("ASPEN_CLUSTER__STORAGE_BACKEND", "memory")
         .env("ASPEN_CLUSTER__PEER_LISTEN", "127.0.0.1:7001")
         .env("ASPEN_CLUSTER__SQLITE__POOL_SIZE", "4")
@@ -178,6 +205,8 @@ fn every_key_can_be_set_in_the_environment() {
     assert_eq!(settings.node.data_dir, Path::new("/srv/aspen"));
     assert!(settings.http.insecure);
     assert_eq!(settings.http.listen, "0.0.0.0:80".parse().unwrap());
+    assert_eq!(settings.http.token, Some(Secret::new("0123456789abcdef")));
+    assert_eq!(settings.raft.log_keep, 2 << 30);
     assert_eq!(settings.cluster.storage_backend, Backend::Memory);
     assert_eq!(
         settings.cluster.peer_listen,
@@ -357,6 +386,7 @@ node.id                         = 2                # command line --node-id
 node.data_dir                   = "./data/node-2"  # default
 http.listen                     = "127.0.0.1:8080" # default
 http.insecure                   = false            # default
+http.max_connections            = 1024             # default
 cluster.storage_backend         = "sqlite"         # environment ASPEN_STORAGE_BACKEND
 cluster.peer_listen             = "127.0.0.1:7000" # default
 cluster.sqlite.pool_size        = 10               # default
@@ -364,12 +394,19 @@ cluster.initial_members.2.peer  = "a:1"            # file FILE line 5
 cluster.initial_members.2.http  = "a:2"            # file FILE line 5
 cluster.initial_members.10.peer = "b:1"            # file FILE line 4
 cluster.initial_members.10.http = "b:2"            # file FILE line 4
+raft.log_keep                   = 268435456        # default
+raft.election_timeout_ms        = 1000             # default
+raft.heartbeat_ms               = 150              # default
 migration.backup                = "copy"           # default
 migration.keep_backups          = 3                # default
 migration.verify                = "full"           # default
 log.filter                      = "info"           # default
 log.format                      = "auto"           # default
 log.file                        = '/tmp/a "b".log' # environment ASPEN_LOG__FILE
+# http.tls_certificate is not set: The certificate for TLS, with its chain, as PEM; http.tls_key belongs to it.
+# http.tls_key is not set: The private key of the certificate, as PEM.
+# http.token is not set: The token that requests need, 16 to 128 characters; health needs none.
+# http.admin_token is not set: The token that /admin needs; it opens everything else too.
 # Note: cluster.storage_backend is "sqlite" by environment ASPEN_STORAGE_BACKEND, although file FILE line 2 says "redb"
 "##;
     assert_eq!(report.replace(&path, "FILE"), expected);

@@ -76,12 +76,13 @@ pub struct Times {
 
 impl Default for Times {
     /// A slow-loris holds a connection for 10 s; load balancers keep idle ones
-    /// for 60 s and are to be the first to close; a stall of 30 s is no network.
+    /// for 60 s and are to be the first to close; a stall of 45 s is no network,
+    /// and longer than routes wait for a body, so that their own limit answers.
     fn default() -> Self {
         Self {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(75),
-            stall: Duration::from_secs(30),
+            stall: Duration::from_secs(45),
             linger: Duration::from_secs(1),
         }
     }
@@ -438,7 +439,11 @@ impl HttpBody for Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.activity.lock().upload = None;
+        let mut activity = self.activity.lock();
+        // A route that was told of a stall owes an answer.
+        if !activity.expired {
+            activity.upload = None;
+        }
     }
 }
 
@@ -470,6 +475,8 @@ impl HttpBody for Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        self.activity.lock().enter(Stage::Idle);
+        let mut activity = self.activity.lock();
+        activity.upload = None;
+        activity.enter(Stage::Idle);
     }
 }

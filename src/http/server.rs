@@ -60,7 +60,7 @@ fn full() -> String {
 ///
 /// # Errors
 /// When the listener fails for good.
-pub async fn serve(
+pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     edge: Edge,
@@ -212,3 +212,6 @@ impl Full {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

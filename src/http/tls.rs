@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("cannot read {what} {}; correct {key}, or let the node's user read it", path.display())]
+    #[error("cannot read the {what} {}; correct {key}, or let the node's user read it", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -39,7 +39,7 @@ pub enum TlsError {
         source: io::Error,
     },
     /// A file holds something else.
-    #[error("{} holds no {what} as PEM; correct {key}, or put {what} there", path.display())]
+    #[error("{} holds no {what} as PEM; correct {key}, or put a {what} there", path.display())]
     Pem {
         /// The file.
         path: PathBuf,
@@ -105,8 +105,8 @@ impl Tls {
     }
 }
 
-const CERTIFICATE: (&str, &str) = ("a certificate", "http.tls_certificate");
-const KEY: (&str, &str) = ("a private key", "http.tls_key");
+const CERTIFICATE: (&str, &str) = ("certificate", "http.tls_certificate");
+const KEY: (&str, &str) = ("private key", "http.tls_key");
 
 fn read(
     certificate: &Path,
@@ -202,3 +202,6 @@ fn about_readers(path: &Path) -> Option<String> {
         format!("The private key in {path} can be read by every user of this machine; chmod 640 it")
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,15 +125,22 @@ pub(super) async fn join(
 /// A lone voter needs nobody's consent: it leads, and has applied all of its
 /// log, before it serves; so what clients saw before a restart they see after.
 pub(super) async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
-    let metrics = raft.metrics().borrow_watched().clone();
-    let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+    let mut changes = raft.metrics();
+    let voters = loop {
+        let metrics = changes.borrow_watched().clone();
+        let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+        // A cluster that was formed just now is told of a moment later.
+        if !voters.is_empty() {
+            break voters;
+        }
+        changes.changed().await.map_err(refused)?;
+    };
     if voters != [id] {
         return Ok(());
     }
-    if metrics.current_leader != Some(id) {
+    if raft.metrics().borrow_watched().current_leader != Some(id) {
         raft.trigger().elect(false).await.map_err(refused)?;
     }
-    let mut changes = raft.metrics();
     loop {
         {
             let now = changes.borrow_watched();

@@ -2,9 +2,12 @@
 //! means that are not ours.
 #![allow(dead_code)] // each file in tests/ is a program of its own and uses its part
 
+pub(crate) mod client;
 pub(crate) mod disk;
 pub(crate) mod fixture;
+pub(crate) mod load;
 pub(crate) mod node;
+pub(crate) mod operator;
 pub(crate) mod outcome;
 pub(crate) mod read;
 pub(crate) mod scenario;

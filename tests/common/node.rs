@@ -224,7 +224,7 @@ impl Node {
             panic!("ended before it was ready: {log}");
         }
         let said = self.said.last().unwrap();
-        let (_, address) = said.trim_end().rsplit_once("http://").unwrap();
+        let (_, address) = said.trim_end().rsplit_once("://").unwrap();
         address.parse().unwrap()
     }
 
@@ -320,6 +320,44 @@ pub(crate) fn request(
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     parse(&answer)
+}
+
+/// Sends JSON; one answer, then the connection is closed.
+pub(crate) fn send(address: SocketAddr, method: &str, target: &str, body: &str) -> Answer {
+    let json = "application/json";
+    let (head, bytes) = exchange(address, method, target, &[("Content-Type", json)], body);
+    let answer = format!("{head}\r\n\r\n{}", String::from_utf8(bytes).unwrap());
+    parse(&answer)
+}
+
+/// Sends a body with headers of choice; the answer's head, and its body whatever it is.
+pub(crate) fn exchange(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (String, Vec<u8>) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let headers = headers.iter().map(|(n, v)| format!("{n}: {v}\r\n"));
+    let (headers, length) = (headers.collect::<String>(), body.len());
+    let head = format!(
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // A request that is refused by its head may be answered and closed before this.
+    let _ = stream.write_all(body.as_bytes());
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .unwrap();
+    let body = answer.split_off(end + 4);
+    answer.truncate(end);
+    (String::from_utf8(answer).unwrap(), body)
 }
 
 /// Parses an answer that is complete.

@@ -5,7 +5,7 @@ pub(crate) mod node;
 
 use crate::common::all_tests_required;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -72,6 +72,22 @@ impl Machine {
     pub(crate) fn cut_power(&self) {
         ok(&mut rig(&["cut", NAME]));
         self.start();
+    }
+
+    /// Runs a shell script that goes on for ever, and cuts the power when it has
+    /// printed so many lines; boots again, and returns all lines that it printed.
+    pub(crate) fn cut_power_under(&self, script: &str, lines: usize) -> Vec<String> {
+        let mut command = self.command(script);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let printed = BufReader::new(child.stdout.take().unwrap());
+        let mut printed = printed.lines().map_while(Result::ok);
+        let mut seen: Vec<_> = printed.by_ref().take(lines).collect();
+        assert_eq!(seen.len(), lines, "{script} ended");
+        ok(&mut rig(&["cut", NAME]));
+        seen.extend(printed);
+        child.wait().unwrap();
+        self.start();
+        seen
     }
 
     /// Runs a shell script in the machine, as root.

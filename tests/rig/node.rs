@@ -16,10 +16,7 @@ const PROGRAMS: [&str; 2] = [
     env!("CARGO_BIN_EXE_aspen-node"),
     env!("CARGO_BIN_EXE_aspen-migrate"),
 ];
-const LEGACY: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/fixtures/legacy/plain.tar.zst"
-);
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 
 /// The legacy state machine.
 pub(crate) const SOURCE: &str = "/var/lib/aspen/state-machine.redb";
@@ -44,9 +41,18 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// A node that is enabled, configured for redb, and not started yet. `None`
-    /// where no machine can be had.
+    /// A node that is enabled, configured for redb, and not started yet; its
+    /// data is that of one of three. `None` where no machine can be had.
     pub(crate) fn legacy() -> Option<Self> {
+        Self::with("legacy/plain")
+    }
+
+    /// The same, with the data of a node that is alone in its cluster.
+    pub(crate) fn alone() -> Option<Self> {
+        Self::with("golden/alone-redb-2.6-clean")
+    }
+
+    fn with(fixture: &str) -> Option<Self> {
         let machine = Machine::boot(&PROGRAMS)?;
         machine.write(
             "/usr/lib/systemd/system/aspen-node.service",
@@ -57,7 +63,7 @@ impl Node {
             include_str!("../../systemd/aspen.catalog"),
         );
         machine.write("/etc/aspen/config.toml", CONFIG);
-        let archive = std::fs::File::open(LEGACY).unwrap();
+        let archive = std::fs::File::open(format!("{FIXTURES}/{fixture}.tar.zst")).unwrap();
         let mut tar = Vec::new();
         ruzstd::decoding::StreamingDecoder::new(archive)
             .unwrap()

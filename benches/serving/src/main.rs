@@ -31,7 +31,7 @@ mod table;
 mod trace;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 
@@ -103,7 +103,18 @@ impl Bench {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    // As text: it holds lines of a server's output.
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let arguments = Arguments::parse();
     let scenarios = match arguments.scenario.is_empty() {
         true => vec![

@@ -58,7 +58,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
     );
     println!(
         "| | {} keys | {} keys | ratio | to reach |",
-        FEW,
+        table::thousands(FEW),
         table::thousands(many)
     );
     println!("|---|---|---|---|---|");

@@ -140,7 +140,8 @@ fn print(peer: Peer, lines: &[&str]) {
          before the answer is written. The last, as `strace -f -tt -yy` shows it (thread, time, call):\n\n```text",
         peer.name()
     );
-    for line in lines {
+    // One thread waking another tells nothing either.
+    for line in lines.iter().filter(|line| !line.contains("[eventfd]")) {
         let mut line: String = line.to_string();
         // The directory says nothing.
         while let (Some(open), Some(name)) = (line.find("</"), line.find("/data/")) {

@@ -66,7 +66,7 @@ fn an_unknown_key_is_refused_with_the_closest_known_one() {
         [
             "file FILE line 1 column 1: storage_backend: unknown key, did you mean cluster.storage_backend?",
             "file FILE line 2 column 2: clusterr: unknown key, did you mean cluster?",
-            "file FILE line 3 column 2: extra: unknown key, expected one of node, http, cluster, migration, log",
+            "file FILE line 3 column 2: extra: unknown key, expected one of node, http, cluster, raft, migration, log",
         ]
     );
     assert_eq!(
@@ -80,7 +80,7 @@ fn a_problem_is_one_line_whatever_the_names_in_it() {
     assert_eq!(
         wrong("[\"\\n\"]\n[cluster.initial_members]\n\"\\u0000\".peer = \"a:1\"\n"),
         [
-            "file FILE line 1 column 2: \"\\n\": unknown key, expected one of node, http, cluster, migration, log",
+            "file FILE line 1 column 2: \"\\n\": unknown key, expected one of node, http, cluster, raft, migration, log",
             "file FILE line 3 column 17: cluster.initial_members.\"\\0\".peer: found the member id \"\\0\", expected an integer of at least 1",
         ]
     );
@@ -297,26 +297,20 @@ fn what_is_not_unicode_is_refused_by_name() {
 }
 
 #[test]
-fn an_address_that_others_reach_needs_an_explicit_word() {
-    let open = "[http]\nlisten = \"0.0.0.0:8080\"\n";
+fn bounds_of_raft_hold_each_for_itself_and_together() {
     assert_eq!(
-        wrong(open),
+        wrong("[raft]\nlog_keep = \"1KiB\"\nelection_timeout_ms = 49\n"),
         [
-            "file FILE line 2: http.listen: found \"0.0.0.0:8080\", which other machines can reach; this release has neither TLS \
-          nor tokens, so that whoever reaches it could read and write everything; expected a loopback address such as \
-          \"127.0.0.1:8080\", or http.insecure = true to accept that"
+            "file FILE line 2 column 12: raft.log_keep: found \"1KiB\", expected bytes from 1MiB to 1TiB, such as 1048576 or \"1MiB\"",
+            "file FILE line 3 column 23: raft.election_timeout_ms: found the integer 49, expected an integer from 50 to 60000",
         ]
     );
-    assert!(
-        Given::file(open)
-            .env("ASPEN_HTTP__INSECURE", "true")
-            .settings()
-            .http
-            .insecure
+    assert_eq!(
+        wrong("raft.heartbeat_ms = 100\nraft.election_timeout_ms = 300\n"),
+        [
+            "file FILE line 1: raft.heartbeat_ms: found 100 ms, expected less than a third of raft.election_timeout_ms, which is 300 ms"
+        ]
     );
-    for loopback in ["127.8.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-        Given::nothing().env("ASPEN_HTTP_ADDR", loopback).settings();
-    }
 }
 
 #[test]

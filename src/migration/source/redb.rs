@@ -8,12 +8,11 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Once;
 
 use super::{EntrySink, RowSink};
 use crate::migration::overlay::Overlay;
+use crate::panics;
 
 /// Memory that redb may use to cache pages. Each page is visited once in key
 /// order, so that a larger cache finds nothing again; and it costs, since pages
@@ -250,32 +249,8 @@ fn redb_error(error: impl std::error::Error + Send + Sync + 'static) -> EngineEr
     EngineError::Redb(Box::new(error))
 }
 
-thread_local! {
-    static CONTAINED: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Runs `work`; a panic in it becomes an error and prints nothing.
 fn contained<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
-    static QUIET: Once = Once::new();
-    QUIET.call_once(|| {
-        let loud = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !CONTAINED.get() {
-                loud(info);
-            }
-        }));
-    });
-    let outer = CONTAINED.replace(true);
     // What `work` leaves half-done is either overlay memory or leaked by the caller.
-    let result = catch_unwind(AssertUnwindSafe(work));
-    CONTAINED.set(outer);
-    result.unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(EngineError::Panic(
-            said.unwrap_or("no reason given").to_owned(),
-        ))
-    })
+    panics::contained(work).unwrap_or_else(|said| Err(EngineError::Panic(said)))
 }

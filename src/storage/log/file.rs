@@ -8,7 +8,6 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -27,6 +26,7 @@ use crate::format::entry::{COMMITTED, Entry, LAST_PURGED, VOTE, Vote};
 use crate::format::record::{self, LogId, RecordError};
 use crate::format::tables;
 use crate::layout;
+use crate::panics;
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::RAFT_META);
@@ -389,12 +389,6 @@ fn cannot_open(path: &Path, error: redb::Error) -> LogError {
 /// becomes an error.
 fn contained<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
     // Of what `work` leaves half-done redb itself makes nothing durable.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied());
-        let said = said.unwrap_or("no reason given");
-        Err(redb::Error::Corrupted(format!("redb panicked: {said}")))
-    })
+    panics::contained(work)
+        .unwrap_or_else(|said| Err(redb::Error::Corrupted(format!("redb panicked: {said}"))))
 }

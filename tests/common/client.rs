@@ -1,0 +1,126 @@
+//! A client whose connection stays open: what it does not hear of, it does not know.
+
+use std::io::{self, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::node::Answer;
+
+/// After this long without an answer a node hangs: it gives up by itself long before.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One connection at a time, made when it is needed.
+pub(crate) struct Client {
+    address: SocketAddr,
+    connection: Option<BufReader<TcpStream>>,
+}
+
+impl Client {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            connection: None,
+        }
+    }
+
+    /// Asks once. After an error it is unknown what became of it.
+    pub(crate) fn ask(
+        &mut self,
+        method: &str,
+        target: &str,
+        body: Option<&Value>,
+    ) -> io::Result<Answer> {
+        let answer = self.exchange(method, target, body);
+        if answer.is_err() {
+            self.connection = None;
+        }
+        answer
+    }
+
+    fn exchange(&mut self, method: &str, target: &str, body: Option<&Value>) -> io::Result<Answer> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                let stream = TcpStream::connect(self.address)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_nodelay(true)?;
+                BufReader::new(stream)
+            }
+        };
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = format!(
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        connection.get_mut().write_all(request.as_bytes())?;
+        let (answer, open) = receive(&mut connection)?;
+        self.connection = open.then_some(connection);
+        Ok(answer)
+    }
+}
+
+/// An answer, and whether the connection can be used again.
+fn receive(from: &mut impl io::BufRead) -> io::Result<(Answer, bool)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if from.read_line(&mut head)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let mut answer = super::node::parse(&head);
+    let length = answer.header("content-length").map(|text| text.parse());
+    let length: u64 = length.expect("an answer without a length").unwrap();
+    from.take(length).read_to_string(&mut answer.body)?;
+    if answer.body.len() as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let open = answer.header("connection") != Some("close");
+    Ok((answer, open))
+}
+
+/// Asks on a connection of its own; the node must answer.
+pub(crate) fn ask(address: SocketAddr, method: &str, target: &str, body: Option<&Value>) -> Answer {
+    Client::new(address).ask(method, target, body).unwrap()
+}
+
+/// Sets `key`, which must succeed, and returns the entry's index.
+pub(crate) fn put(address: SocketAddr, key: &str, value: &str) -> u64 {
+    let body = serde_json::json!({ "value": value });
+    let answer = ask(address, "PUT", &format!("/api/kv/{key}"), Some(&body));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()["index"].as_u64().unwrap()
+}
+
+/// The value of `key`, if it is there.
+pub(crate) fn value(address: SocketAddr, key: &str) -> Option<String> {
+    let answer = ask(address, "GET", &format!("/api/kv/{key}"), None);
+    if answer.status == 404 {
+        return None;
+    }
+    assert_eq!(answer.status, 200, "{answer:?}");
+    Some(answer.json()["value"].as_str().unwrap().to_owned())
+}
+
+/// Asks for `/health`; the last applied entry in the answer, 0 where there is none.
+pub(crate) fn last_applied(address: SocketAddr) -> u64 {
+    let answer = ask(address, "GET", "/health", None);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()["last_applied"].as_u64().unwrap_or(0)
+}
+
+/// Asks until `wanted` is true of the answer. Nothing is measured: the bound
+/// only turns a hang into a failure.
+pub(crate) fn until(mut ask: impl FnMut() -> Answer, wanted: impl Fn(&Answer) -> bool) -> Answer {
+    let since = Instant::now();
+    loop {
+        let answer = ask();
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(since.elapsed() < PATIENCE, "never came true: {answer:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
