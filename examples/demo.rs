@@ -27,7 +27,10 @@ const KEY: &str = "user/00169261cf68af73";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
-    let (data, config) = (dir.path().join("alone-redb-2.6-clean"), dir.path().join("config.toml"));
+    let (data, config) = (
+        dir.path().join("alone-redb-2.6-clean"),
+        dir.path().join("config.toml"),
+    );
     unpack(LEGACY, dir.path())?;
     std::fs::write(&config, CONFIG)?;
     show("What a legacy node left", &list(&data)?);
@@ -47,7 +50,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     show("The node starts", "");
     let node = std::thread::spawn(move || run(&arguments));
     while !node.is_finished()
-        && !ask(address, "GET", "/readyz", "").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        && !ask(address, "GET", "/readyz", "")
+            .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
     {
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -98,9 +98,7 @@ impl Request {
             Self::CompareAndSet { key, expect, value } => {
                 key.len() + expect.as_ref().map_or(0, String::len) + value.len()
             }
-            Self::Batch { set, delete } => {
-                all(set) + delete.iter().map(String::len).sum::<usize>()
-            }
+            Self::Batch { set, delete } => all(set) + delete.iter().map(String::len).sum::<usize>(),
         }
     }
 }

@@ -48,7 +48,7 @@ async fn shorten(raft: &Raft, log: &Log, keep: u64) {
     };
     // What fails here is tried again at the next tick, or ends the node anyway.
     if snapshot_up_to(raft, Some(upto)).await.is_ok() {
-        let covered = raft.metrics().borrow_watched().snapshot.clone();
+        let covered = raft.metrics().borrow_watched().snapshot;
         let upto = covered.index().map_or(upto, |covered| covered.min(upto));
         tracing::debug!("Purging the Raft log up to {upto}");
         let _ = raft.trigger().purge_log(upto).await;

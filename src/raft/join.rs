@@ -155,4 +155,3 @@ pub(super) async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError
         changes.changed().await.map_err(refused)?;
     }
 }
-

@@ -122,10 +122,7 @@ impl RaftNetworkV2<Types> for Peer {
         option: RPCOption,
     ) -> futures_util::future::BoxFuture<
         's,
-        Result<
-            BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>,
-            RPCError<Types>,
-        >,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
     >
     where
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,

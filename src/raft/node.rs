@@ -23,7 +23,8 @@ use super::{
     Backup, Consistency, Gate, LEADER_TIME, Member, RequestError, SnapshotDone, Status, Written,
     compact,
 };
-use crate::config::settings::Secret;
+use crate::certificate::TlsError;
+use crate::config::settings::{PeerFiles, Secret};
 use crate::format::entry::Request;
 use crate::format::record::LogId;
 use crate::layout::DataDir;
@@ -41,6 +42,8 @@ pub struct Options {
     pub peer_listen: SocketAddr,
     /// What only the nodes of the cluster know.
     pub secret: Option<Secret>,
+    /// The certificate for other nodes; without one, connections are not encrypted.
+    pub tls: Option<PeerFiles>,
     /// How long a follower waits for its leader, at least; at most twice as long.
     pub election_timeout: Duration,
     /// How often a leader shows itself.
@@ -63,6 +66,7 @@ struct Inner {
     state_machine: Arc<dyn StateMachine>,
     gate: Arc<Gate>,
     leader: Leader,
+    peers: Peers,
     reads: Reads,
     copies: Arc<Copies>,
     compaction: AbortHandle,
@@ -99,7 +103,10 @@ impl Node {
             copy: dir.copy(),
         };
         let copies = Arc::new(Copies::new(&state_machine, dir.copy()));
-        let local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
+        let mut local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
+        if let Some(files) = &options.tls {
+            peer::warn_of(&local.protect(files)?);
+        }
         let peers = Peers::new(Arc::new(local), options.members.clone());
         let listener = match peer::has_others(options.members.keys(), options.id) {
             true => Some(peer::listen(options.peer_listen).await?),
@@ -123,7 +130,7 @@ impl Node {
         let leader = Leader::new(raft.clone(), peers.clone(), Arc::clone(&gate));
         let service = Arc::new(Service {
             raft: raft.clone(),
-            peers,
+            peers: peers.clone(),
             leader: leader.clone(),
             receiver: Arc::new(Receiver::new(dir.received())),
         });
@@ -137,6 +144,7 @@ impl Node {
             state_machine,
             gate,
             leader,
+            peers,
             reads,
             copies,
             compaction,
@@ -281,6 +289,15 @@ impl Node {
                 return "consensus ended unexpectedly".into();
             }
         }
+    }
+
+    /// Reads the certificate for other nodes again, for connections from now on.
+    ///
+    /// # Errors
+    /// When it cannot be used; the one in use stays.
+    pub fn renew_certificate(&self, files: &PeerFiles) -> Result<(), TlsError> {
+        peer::warn_of(&self.0.peers.local().renew(files)?);
+        Ok(())
     }
 
     /// Stops consensus, then closes log and state machine. Requests fail afterwards.

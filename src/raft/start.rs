@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::TlsError;
 use crate::exit::Exit;
 use crate::format::record::{LogId, Membership};
 use crate::storage::log::{Bounds, Log, LogError};
@@ -82,6 +83,9 @@ pub enum StartError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The certificate for other nodes cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// openraft refuses.
     #[error("consensus does not start: {0}")]
     Raft(String),
@@ -97,6 +101,7 @@ impl StartError {
             Self::OtherNode { .. } | Self::NoMember { .. } => Exit::Config,
             Self::Identity { .. } | Self::Inconsistent(_) => Exit::Data,
             Self::Listen { source, .. } => Exit::of_io(source),
+            Self::Tls(error) => error.exit(),
             Self::Raft(_) => Exit::Software,
         }
     }

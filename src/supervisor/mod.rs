@@ -329,7 +329,8 @@ impl<'a> Life<'a> {
                 .map(|(id, member)| (*id, member.peer.clone()))
                 .collect(),
             peer_listen: settings.cluster.peer_listen,
-            secret: None,
+            secret: settings.cluster.secret.clone(),
+            tls: settings.cluster.tls(),
             election_timeout: settings.raft.election_timeout,
             heartbeat: settings.raft.heartbeat,
             log_keep: settings.raft.log_keep,
@@ -438,6 +439,7 @@ impl<'a> Life<'a> {
                     Signal::Reload => {
                         self.notify.reloading("Reloading");
                         self.reload();
+                        self.renew_peer_certificate(node);
                         self.notify.reloaded(&format!("Ready: {backend}"));
                     }
                 },

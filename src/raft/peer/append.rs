@@ -281,7 +281,10 @@ mod tests {
     fn appends_of_a_leader_pass() {
         assert_eq!(check(&append(None, &[]), 2), Ok(()));
         assert_eq!(check(&append(Some(id(3, 7)), &[]), 2), Ok(()));
-        assert_eq!(check(&append(None, &[id(0, 0), id(2, 1), id(3, 2)]), 2), Ok(()));
+        assert_eq!(
+            check(&append(None, &[id(0, 0), id(2, 1), id(3, 2)]), 2),
+            Ok(())
+        );
         assert_eq!(check(&append(Some(id(1, 4)), &[id(1, 5)]), 2), Ok(()));
     }
 

@@ -20,9 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::Local;
-use crate::format::peer::{
-    Challenge, Hello, PROOF, PROTOCOL, Proof, Verdict, decode, encode,
-};
+use crate::format::peer::{Challenge, Hello, PROOF, PROTOCOL, Proof, Verdict, decode, encode};
 use crate::format::record::RecordError;
 
 /// Most bytes of a message: reasons are cut to fit.
@@ -138,7 +136,10 @@ fn identities(hello: &Hello, local: &Local) -> Result<(), String> {
         ));
     }
     if hello.from == local.id {
-        return Err(format!("this is node {} itself; ids are used once", local.id));
+        return Err(format!(
+            "this is node {} itself; ids are used once",
+            local.id
+        ));
     }
     Ok(())
 }
@@ -251,7 +252,11 @@ mod tests {
     #[tokio::test]
     async fn whoever_does_not_know_the_secret_learns_nothing_but_that() {
         let secret = Some("a-secret-of-all-nodes");
-        for other in [None, Some("a-secret-of-all-node"), Some("b-secret-of-all-nodes")] {
+        for other in [
+            None,
+            Some("a-secret-of-all-node"),
+            Some("b-secret-of-all-nodes"),
+        ] {
             let (asks, answers) = (local(1, "c", other), local(2, "d", secret));
             let (asked, answered) = meet(&asks, 2, &answers).await;
             let asked = asked.unwrap_err();
@@ -270,7 +275,10 @@ mod tests {
         ] {
             let (asked, answered) = meet(&asks, to, &answers).await;
             let (asked, answered) = (asked.unwrap_err(), answered.unwrap_err());
-            assert!(asked.starts_with("refused: ") && asked.contains(part), "{asked}");
+            assert!(
+                asked.starts_with("refused: ") && asked.contains(part),
+                "{asked}"
+            );
             assert!(answered.contains(part), "{answered}");
         }
         let (asked, _) = meet(&local(1, "c", None), 2, &Local::new(2, None)).await;

@@ -102,7 +102,9 @@ impl Leader {
                 Fate::Written { index, outcome } => return Ok(Written { index, outcome }),
                 Fate::DiskFull(why) => return Err(RequestError::DiskFull(why)),
                 Fate::Unconfirmed => return Err(RequestError::Unconfirmed),
-                Fate::NotLeader if within(patience).is_zero() => return Err(RequestError::NoLeader),
+                Fate::NotLeader if within(patience).is_zero() => {
+                    return Err(RequestError::NoLeader);
+                }
                 Fate::NotLeader => self.change(within(patience)).await?,
             }
         }
@@ -207,11 +209,7 @@ impl Leader {
         }
     }
 
-    async fn ask_read_index(
-        &self,
-        id: u64,
-        address: &str,
-    ) -> Result<Option<LogId>, RequestError> {
+    async fn ask_read_index(&self, id: u64, address: &str) -> Result<Option<LogId>, RequestError> {
         let asked = async {
             let link = self.peers.link(id, address, CONNECT_TIME).await?;
             link.call(&Call::ReadIndex, REQUEST_TIME).await

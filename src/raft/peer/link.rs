@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tonic::{Status, Streaming};
 
@@ -59,7 +58,9 @@ impl Link {
     ) -> Result<Answer, PeerError> {
         let message = encode(call).map_err(|error| self.nonsense(&error))?;
         let answer = timeout(patience, self.http.unary(grpc::CALL, message.into()));
-        let answer = answer.await.map_err(|_| PeerError::Timeout { id: self.id })?;
+        let answer = answer
+            .await
+            .map_err(|_| PeerError::Timeout { id: self.id })?;
         let answer = answer.map_err(|status| self.lost(status))?;
         decode(&answer).map_err(|error| self.nonsense(&error))
     }
@@ -247,8 +248,7 @@ fn too_slow() -> io::Error {
 }
 
 async fn dial(local: &Local, id: u64, address: &str) -> Result<Http2, HandshakeError> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+    let mut stream = local.connect(address).await?;
     handshake::ask(&mut stream, local, id).await?;
     let mut http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())

@@ -1,7 +1,7 @@
 //! What nodes say to each other: HTTP/2 over TCP, framed as gRPC, the messages
 //! in [`format::peer`](crate::format::peer)'s encoding.
 //!
-//! - `handshake`: who is there, and may they; before the first byte of HTTP/2.
+//! - `tls`, `handshake`: who is there, and may they; before the first byte of HTTP/2.
 //! - `link`: connections to others. `server`: connections from others.
 //! - `grpc`: messages as bytes in gRPC frames.
 //! - `append`, `snapshot`: both ends of the two streams.
@@ -42,10 +42,14 @@ mod link;
 mod server;
 mod service;
 mod snapshot;
+mod tls;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+
+use tokio::net::TcpStream;
 
 pub(super) use self::append::stream as stream_append;
 pub(super) use self::leader::Leader;
@@ -53,6 +57,10 @@ pub(super) use self::link::{Link, PeerError, Peers};
 pub(super) use self::server::{has_others, listen, serve};
 pub(super) use self::service::Service;
 pub(super) use self::snapshot::{Receiver, send as send_snapshot};
+
+use crate::certificate::TlsError;
+use crate::config::settings::PeerFiles;
+use crate::telemetry::events;
 
 /// Most bytes of one message. Requests over 8 MiB do not enter the log, but
 /// legacy nodes knew no limit; what is larger than this they could not send either.
@@ -89,6 +97,7 @@ pub(super) struct Local {
     /// Set when it is known; until then nobody is talked to.
     cluster: OnceLock<String>,
     key: ring::hmac::Key,
+    tls: Option<tls::Tls>,
 }
 
 impl Local {
@@ -99,6 +108,39 @@ impl Local {
             id,
             cluster: OnceLock::new(),
             key: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret),
+            tls: None,
+        }
+    }
+
+    /// Has every connection protected. What is doubtful about the certificate
+    /// comes back, one sentence each.
+    pub(super) fn protect(&mut self, files: &PeerFiles) -> Result<Vec<String>, TlsError> {
+        let (tls, doubts) = tls::Tls::load(files)?;
+        self.tls = Some(tls);
+        Ok(doubts)
+    }
+
+    /// Reads the certificate again, for connections from now on.
+    pub(super) fn renew(&self, files: &PeerFiles) -> Result<Vec<String>, TlsError> {
+        self.tls
+            .as_ref()
+            .map_or(Ok(Vec::new()), |tls| tls.reload(files))
+    }
+
+    async fn connect(&self, address: &str) -> io::Result<Box<dyn tls::Io>> {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        match &self.tls {
+            Some(tls) => tls.connect(tcp, address).await,
+            None => Ok(Box::new(tcp)),
+        }
+    }
+
+    async fn accept(&self, tcp: TcpStream) -> io::Result<Box<dyn tls::Io>> {
+        tcp.set_nodelay(true)?;
+        match &self.tls {
+            Some(tls) => tls.accept(tcp).await,
+            None => Ok(Box::new(tcp)),
         }
     }
 
@@ -106,6 +148,13 @@ impl Local {
     pub(super) fn join(&self, cluster: &str) {
         // Set twice at most, to what the log records.
         let _ = self.cluster.set(cluster.to_owned());
+    }
+}
+
+/// Tells what is doubtful about the certificate.
+pub(super) fn warn_of(doubts: &[String]) {
+    for doubt in doubts {
+        tracing::warn!(MESSAGE_ID = events::CERTIFICATE_DOUBTFUL, "{doubt}");
     }
 }
 

@@ -14,8 +14,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::handshake::{self, HandshakeError};
+use super::tls::Io;
 use super::{
-    CONNECT_TIME, FLOW_BYTES, MAX_CONNECTIONS, MAX_STREAMS, PING_INTERVAL, PING_TIME, Said, Service,
+    CONNECT_TIME, FLOW_BYTES, Local, MAX_CONNECTIONS, MAX_STREAMS, PING_INTERVAL, PING_TIME, Said,
+    Service,
 };
 use crate::raft::start::StartError;
 use crate::telemetry::Chain;
@@ -100,18 +102,18 @@ async fn accept(listener: &TcpListener, service: &Arc<Service>) {
 }
 
 async fn connection(
-    mut stream: TcpStream,
+    tcp: TcpStream,
     address: SocketAddr,
     service: Arc<Service>,
     said: Arc<Said>,
     _place: OwnedSemaphorePermit,
 ) {
-    let greeted = timeout(CONNECT_TIME, greet(&mut stream, &service)).await;
+    let greeted = timeout(CONNECT_TIME, greet(tcp, service.local())).await;
     let too_slow = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
     // The port changes each time.
     let whom = address.ip().to_string();
-    let from = match greeted.unwrap_or_else(too_slow) {
-        Ok(from) => from,
+    let (from, stream) = match greeted.unwrap_or_else(too_slow) {
+        Ok(greeted) => greeted,
         Err(error) => {
             let text = Chain(&error).to_string();
             if said.is_news(&whom, &text) {
@@ -135,7 +137,8 @@ async fn connection(
     }
 }
 
-async fn greet(stream: &mut TcpStream, service: &Service) -> Result<u64, HandshakeError> {
-    stream.set_nodelay(true)?;
-    handshake::answer(stream, service.local()).await
+async fn greet(tcp: TcpStream, local: &Local) -> Result<(u64, Box<dyn Io>), HandshakeError> {
+    let mut stream = local.accept(tcp).await?;
+    let from = handshake::answer(&mut stream, local).await?;
+    Ok((from, stream))
 }

@@ -103,7 +103,10 @@ pub(in crate::raft) async fn send(
                 if reached > before {
                     since = Instant::now();
                 }
-                tracing::debug!("The snapshot for node {id} stopped at {reached}: {}", Chain(&error));
+                tracing::debug!(
+                    "The snapshot for node {id} stopped at {reached}: {}",
+                    Chain(&error)
+                );
                 if since.elapsed() > PATIENCE {
                     return Err(error);
                 }
@@ -157,7 +160,9 @@ async fn send_from(
                 })),
             }
         };
-        timeout(PATIENCE, sent).await.map_err(|_| link.timeout())??;
+        timeout(PATIENCE, sent)
+            .await
+            .map_err(|_| link.timeout())??;
         *reached = next.max(*reached);
     }
     drop(sender);
@@ -273,7 +278,10 @@ pub(super) fn receive(
     // A task of its own: what is being installed is not given up half-way.
     tokio::spawn(async move {
         if let Err(status) = take(&service, from, messages, &answers).await {
-            tracing::warn!("The snapshot from node {from} was not taken: {}", status.message());
+            tracing::warn!(
+                "The snapshot from node {from} was not taken: {}",
+                status.message()
+            );
             let _ = answers.send(Err(status)).await;
         }
     });
@@ -317,7 +325,8 @@ async fn take(
 
 async fn next(messages: &mut Streaming<Bytes>) -> Result<Bytes, Status> {
     let message = timeout(PATIENCE, messages.message()).await;
-    let message = message.map_err(|_| Status::deadline_exceeded("the snapshot does not go on"))??;
+    let message =
+        message.map_err(|_| Status::deadline_exceeded("the snapshot does not go on"))??;
     message.ok_or_else(|| Status::invalid_argument("the snapshot ends early"))
 }
 
@@ -362,7 +371,9 @@ impl Part {
     async fn write(&mut self, chunk: Bytes) -> Result<(), Status> {
         let length = chunk.len() as u64;
         if length == 0 || length > self.bytes - self.have {
-            return Err(Status::invalid_argument("the snapshot is longer than it said"));
+            return Err(Status::invalid_argument(
+                "the snapshot is longer than it said",
+            ));
         }
         self.hash.update(&chunk);
         let (file, at) = (Arc::clone(&self.file), self.have);
@@ -373,7 +384,9 @@ impl Part {
             }
             Ok(())
         });
-        let written = written.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let written = written
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)));
         written.map_err(|error| failed(&error))?;
         self.have += length;
         Ok(())
@@ -383,7 +396,9 @@ impl Part {
 /// Step 4; the vote in effect afterwards.
 async fn install(service: &Service, head: SnapshotHead, part: &Part) -> Result<Vote, Status> {
     if part.hash.digest128() != head.digest {
-        return Err(Status::data_loss("the snapshot's bytes do not give its digest"));
+        return Err(Status::data_loss(
+            "the snapshot's bytes do not give its digest",
+        ));
     }
     let (path, file) = (service.receiver.path.clone(), Arc::clone(&part.file));
     let offered = Applied {
@@ -399,7 +414,9 @@ async fn install(service: &Service, head: SnapshotHead, part: &Part) -> Result<V
     };
     let found = checked.await.map_err(|error| failed(&error))??;
     if found != offered {
-        return Err(Status::invalid_argument("the snapshot is not of the state that was offered"));
+        return Err(Status::invalid_argument(
+            "the snapshot is not of the state that was offered",
+        ));
     }
     let snapshot = Snapshot {
         meta: Meta {

@@ -22,9 +22,15 @@ async fn write_without_the_third(cluster: &mut Cluster, count: u64) -> u64 {
 }
 
 async fn holds_all(node: &Node, count: u64, last: u64) {
-    eventually("a node that caught up", || (applied(&node.status()) >= last).then_some(())).await;
+    eventually("a node that caught up", || {
+        (applied(&node.status()) >= last).then_some(())
+    })
+    .await;
     for n in [0, count / 2, count - 1] {
-        let stale = node.get(format!("key-{n}"), Consistency::Stale).await.unwrap();
+        let stale = node
+            .get(format!("key-{n}"), Consistency::Stale)
+            .await
+            .unwrap();
         assert_eq!(stale.as_deref(), Some(VALUE), "key-{n}");
     }
     assert_eq!(get(node, "early").await.as_deref(), Some(VALUE));
@@ -50,7 +56,10 @@ async fn by_snapshot(backends: &[Backend]) {
     let last = write_without_the_third(&mut cluster, count).await;
     for id in [1, 2] {
         let node = cluster.node(id);
-        eventually("a purged log", || node.status().last_purged.filter(|at| *at > 10)).await;
+        eventually("a purged log", || {
+            node.status().last_purged.filter(|at| *at > 10)
+        })
+        .await;
     }
     cluster.start(3).await;
     holds_all(cluster.node(3), count, last).await;

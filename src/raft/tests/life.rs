@@ -13,7 +13,10 @@ async fn nodes_with_the_same_members_form_one_cluster_in_any_order() {
         cluster.start(id).await;
     }
     cluster.leader().await;
-    let ids: Vec<_> = cluster.nodes().map(|node| node.status().cluster_id).collect();
+    let ids: Vec<_> = cluster
+        .nodes()
+        .map(|node| node.status().cluster_id)
+        .collect();
     assert!(ids.windows(2).all(|pair| pair[0] == pair[1]), "{ids:?}");
     for node in cluster.nodes() {
         let voters = node.status().members;
@@ -58,7 +61,10 @@ async fn outcomes_come_back_from_the_leader_to_who_asked() {
     assert_eq!(refused.outcome, Outcome::Conflict { current });
     assert_eq!(refused.index, written.index + 1);
     node.write(compare(Some("1"))).await.unwrap();
-    let deleted = node.write(Request::Delete { key: "a".into() }).await.unwrap();
+    let deleted = node
+        .write(Request::Delete { key: "a".into() })
+        .await
+        .unwrap();
     assert_eq!(deleted.outcome, Outcome::Done { deleted: 1 });
     assert_eq!(get(node, "a").await, None);
 }
@@ -130,7 +136,10 @@ async fn without_a_majority_requests_are_refused_and_nothing_is_done() {
     let node = cluster.node(1);
     let refusal = set(node, "key", "after").await.unwrap_err();
     // It may have entered the log of a leader that did not know yet.
-    assert!(matches!(refusal, RequestError::NoLeader | RequestError::Unconfirmed));
+    assert!(matches!(
+        refusal,
+        RequestError::NoLeader | RequestError::Unconfirmed
+    ));
     assert!(node.ready().await.is_err());
     let read = node.get("key".into(), Consistency::Linearizable).await;
     assert!(read.is_err());
@@ -144,7 +153,9 @@ async fn without_a_majority_requests_are_refused_and_nothing_is_done() {
 async fn a_cluster_that_was_stopped_whole_starts_again_with_all_it_had() {
     let mut cluster = Cluster::all(&SQLITE).await;
     for n in 0..50 {
-        set(cluster.node(1), &format!("{n}"), "value").await.unwrap();
+        set(cluster.node(1), &format!("{n}"), "value")
+            .await
+            .unwrap();
     }
     let before = cluster.node(1).status().cluster_id;
     for id in 1..=3 {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod authority;
 mod catch_up;
 mod life;
 mod strangers;
@@ -9,9 +10,10 @@ mod strangers;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use self::authority::Authority;
 use super::suite::fresh;
 use super::{Consistency, Node, Options, RequestError, Status, Written};
 use crate::config::settings::{Backend, Secret};
@@ -30,26 +32,28 @@ struct Cluster {
     dirs: Vec<tempfile::TempDir>,
     running: BTreeMap<u64, Node>,
     log_keep: u64,
+    tls: Option<Authority>,
 }
 
 /// Loopback addresses of this test's own, whatever else runs: 127/8 is large.
-fn addresses(count: usize) -> BTreeMap<u64, String> {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
+fn addresses(count: u64) -> BTreeMap<u64, String> {
+    static NEXT: AtomicU16 = AtomicU16::new(7000);
     let [a, b, ..] = std::process::id().to_le_bytes();
-    let test = NEXT.fetch_add(1, Ordering::Relaxed);
-    let address = |id| (id, format!("127.{}.{a}.{}:7000", b.max(1), test * 8 + id as u8));
-    (1..=count as u64).map(address).collect()
+    let port = NEXT.fetch_add(1, Ordering::Relaxed);
+    let address = |id| (id, format!("127.{}.{a}.{id}:{port}", b.max(1)));
+    (1..=count).map(address).collect()
 }
 
 impl Cluster {
     fn new(backends: &[Backend]) -> Self {
         let dirs = backends.iter().map(|_| tempfile::tempdir().unwrap());
         Self {
-            addresses: addresses(backends.len()),
+            addresses: addresses(backends.len() as u64),
             backends: backends.to_vec(),
             dirs: dirs.collect(),
             running: BTreeMap::new(),
             log_keep: 64 << 20,
+            tls: None,
         }
     }
 
@@ -67,6 +71,7 @@ impl Cluster {
             members: self.addresses.clone(),
             peer_listen: self.addresses[&id].parse::<SocketAddr>().unwrap(),
             secret: Some(Secret::new(SECRET)),
+            tls: self.tls.as_ref().map(|tls| tls.files(id)),
             election_timeout: Duration::from_millis(300),
             heartbeat: Duration::from_millis(50),
             log_keep: self.log_keep,
@@ -75,7 +80,7 @@ impl Cluster {
     }
 
     async fn start(&mut self, id: u64) {
-        let at = id as usize - 1;
+        let at = usize::try_from(id).unwrap() - 1;
         let dir = DataDir::new(self.dirs[at].path());
         let started = Node::start(&dir, fresh(&dir, self.backends[at]), self.options(id)).await;
         self.running.insert(id, started.unwrap());

@@ -4,6 +4,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::super::peer::{Local, PeerError, Peers};
+use super::authority::Authority;
 use super::*;
 use crate::format::entry::Vote;
 use crate::format::peer::{Answer, Call, Candidacy};
@@ -41,7 +42,10 @@ async fn strangers_are_turned_away_and_change_nothing() {
     let id = status.cluster_id.as_str();
     let vote = Call::Vote(candidacy(2, false));
     for (stranger, part) in [
-        (stranger(&cluster, 2, id, "what-a-stranger-guesses"), "does not know"),
+        (
+            stranger(&cluster, 2, id, "what-a-stranger-guesses"),
+            "does not know",
+        ),
         (stranger(&cluster, 2, "another", SECRET), "not another"),
         (stranger(&cluster, 1, id, SECRET), "itself"),
     ] {
@@ -97,4 +101,81 @@ async fn nonsense_on_the_listener_ends_its_connection_only() {
     }
     set(cluster.node(1), "key", "value").await.unwrap();
     assert_eq!(get(cluster.node(2), "key").await.as_deref(), Some("value"));
+}
+
+fn host(address: &str) -> &str {
+    address.split(':').next().unwrap()
+}
+
+/// A cluster whose nodes have certificates of one authority.
+async fn with_tls() -> Cluster {
+    let mut cluster = Cluster::new(&[Backend::Memory; 3]);
+    let authority = Authority::new();
+    for (id, address) in &cluster.addresses {
+        authority.sign(*id, host(address), 4000);
+    }
+    cluster.tls = Some(authority);
+    for id in 1..=3 {
+        cluster.start(id).await;
+    }
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_with_certificates_of_one_authority_form_a_cluster() {
+    let cluster = with_tls().await;
+    set(cluster.node(1), "key", "value").await.unwrap();
+    for node in cluster.nodes() {
+        assert_eq!(get(node, "key").await.as_deref(), Some("value"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_has_no_good_certificate_is_turned_away_though_it_knows_the_secret() {
+    let cluster = with_tls().await;
+    set(cluster.node(1), "key", "value").await.unwrap();
+    let status = cluster.node(1).status();
+    let ours = cluster.tls.as_ref().unwrap();
+    ours.sign(7, "127.0.0.1", 2021);
+    let theirs = Authority::new();
+    theirs.sign(7, "127.0.0.1", 4000);
+    let mut mixed = theirs.files(7);
+    mixed.ca = ours.files(7).ca;
+    for files in [
+        None,
+        Some(ours.files(7)),
+        Some(theirs.files(7)),
+        Some(mixed),
+    ] {
+        let mut local = Local::new(2, Some(SECRET));
+        if let Some(files) = &files {
+            local.protect(files).unwrap();
+        }
+        local.join(&status.cluster_id);
+        let stranger = Peers::new(Arc::new(local), cluster.addresses.clone());
+        let asked = asks(&stranger, 1, &Call::Vote(candidacy(2, false))).await;
+        assert!(
+            matches!(asked, Err(PeerError::Unreached { .. })),
+            "{files:?}"
+        );
+    }
+    assert_eq!(cluster.node(1).status().term, status.term);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_certificate_names_another_host_is_not_connected_to() {
+    let cluster = with_tls().await;
+    let authority = cluster.tls.as_ref().unwrap();
+    authority.sign(1, "127.99.99.99", 4000);
+    cluster
+        .node(1)
+        .renew_certificate(&authority.files(1))
+        .unwrap();
+    let mut local = Local::new(2, Some(SECRET));
+    local.protect(&authority.files(2)).unwrap();
+    local.join(&cluster.node(1).status().cluster_id);
+    let other = Peers::new(Arc::new(local), cluster.addresses.clone());
+    let asked = asks(&other, 1, &Call::ReadIndex).await.unwrap_err();
+    let text = crate::telemetry::Chain(&asked).to_string();
+    assert!(text.contains("not valid for name"), "{text}");
 }
