@@ -95,7 +95,10 @@ fn what_the_template_shows_in_place_of_a_secret_is_refused() {
         };
         let (_dir, path) = written(&format!("[{section}]\n{line}\n"));
         let refused = load(&Overrides::default(), [], &path).unwrap_err();
-        assert!(refused.to_string().contains("not shown"), "{line}: {refused}");
+        assert!(
+            refused.to_string().contains("not shown"),
+            "{line}: {refused}"
+        );
         tested += 1;
     }
     assert_eq!(tested, KEYS.iter().filter(|key| key.secret).count());

@@ -292,14 +292,14 @@ fn the_guides_rollback_catches_up_with_every_write_that_came_after_the_migration
     assert_eq!(operator.health(), healthy("redb", last));
     assert_holds(address, &expected);
     // It goes on from there, and so does the way forward again.
-    assert_eq!(put(address, "on redb", "a value"), last + 1);
+    assert_eq!(put(address, "on-redb", "a value"), last + 1);
     node.stop().with(0);
     operator.configures("redb", "sqlite");
     let mut node = operator.starts().start();
     let address = node.ready();
     assert_eq!(operator.health(), healthy("sqlite", last + 1));
     assert_holds(address, &expected);
-    assert_holds(address, &[("on redb", Some("a value"))]);
+    assert_holds(address, &[("on-redb", Some("a value"))]);
     node.stop().with(0);
 }
 
@@ -366,6 +366,6 @@ fn a_rollback_that_the_log_no_longer_reaches_is_refused_and_the_way_out_loses_no
             Some(&*large)
         );
     }
-    assert_eq!(put(address, "on redb", "a value"), last + 1);
+    assert_eq!(put(address, "on-redb", "a value"), last + 1);
     node.stop().with(0);
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use aspen::config::fragments::Overrides;
+use aspen::config::Overrides;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

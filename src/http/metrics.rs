@@ -189,46 +189,48 @@ pub(super) fn index(method: &Method) -> usize {
 fn node(status: &Status) -> Registry {
     let mut registry = Registry::default();
     let aspen = registry.sub_registry_with_prefix("aspen");
-    let raft = aspen.sub_registry_with_prefix("raft");
-    raft.register("term", "The current term", ConstGauge::new(status.term));
+    raft(aspen.sub_registry_with_prefix("raft"), status);
+    let engine = Info::new([("backend", status.backend)]);
+    aspen.register("storage", "The engine of the state machine", engine);
+    let (database, wal) = (Some(status.sizes.database), status.sizes.wal);
+    let log = Some(status.log_bytes);
+    for (name, help, bytes) in [
+        ("storage_database", "Size of the state machine", database),
+        ("storage_wal", "Size of its write-ahead log", wal),
+        ("log", "Size of the Raft log", log),
+    ] {
+        if let Some(bytes) = bytes {
+            aspen.register_with_unit(name, help, Unit::Bytes, ConstGauge::new(bytes));
+        }
+    }
+    let full = ConstGauge::new(u64::from(status.full.is_some()));
+    let help = "Whether writes are refused for want of space";
+    aspen.register("disk_full", help, full);
+    registry
+}
+
+/// What of it is consensus.
+fn raft(raft: &mut Registry, status: &Status) {
     let leads = u64::from(status.leader == Some(status.node_id));
-    raft.register(
-        "is_leader",
-        "Whether this node leads",
-        ConstGauge::new(leads),
-    );
     let knows = u64::from(status.leader.is_some());
-    raft.register(
-        "has_leader",
-        "Whether a leader is known",
-        ConstGauge::new(knows),
-    );
+    let (log, committed) = (status.last_log_index, status.committed);
     let applied = status.last_applied.map(|id| id.index);
-    for (name, help, index) in [
-        (
-            "last_log_index",
-            "The last entry in the log",
-            status.last_log_index,
-        ),
-        (
-            "committed_index",
-            "The last entry known to be on a majority",
-            status.committed,
-        ),
+    for (name, help, number) in [
+        ("term", "The current term", Some(status.term)),
+        ("is_leader", "Whether this node leads", Some(leads)),
+        ("has_leader", "Whether a leader is known", Some(knows)),
+        ("last_log_index", "The last entry in the log", log),
+        ("committed_index", "The last entry on a majority", committed),
         ("applied_index", "The last entry applied here", applied),
-        (
-            "purged_index",
-            "The last entry that was purged from the log",
-            status.last_purged,
-        ),
+        ("purged_index", "The last purged entry", status.last_purged),
         (
             "snapshot_index",
             "The last entry in a snapshot",
             status.snapshot,
         ),
     ] {
-        if let Some(index) = index {
-            raft.register(name, help, ConstGauge::new(index));
+        if let Some(number) = number {
+            raft.register(name, help, ConstGauge::new(number));
         }
     }
     let lags = Family::<[(&str, String); 1], Gauge>::default();
@@ -239,39 +241,9 @@ fn node(status: &Status) -> Registry {
         }
     }
     if status.members.iter().any(|member| member.lag.is_some()) {
-        raft.register(
-            "member_lag_entries",
-            "Entries that a member is behind the leader",
-            lags,
-        );
+        let help = "Entries that a member is behind the leader";
+        raft.register("member_lag_entries", help, lags);
     }
-    let engine = Info::new([("backend", status.backend)]);
-    aspen.register("storage", "The engine of the state machine", engine);
-    let (database, wal) = (status.sizes.database, status.sizes.wal);
-    for (name, help, bytes) in [
-        (
-            "storage_database",
-            "Size of the state machine's database",
-            Some(database),
-        ),
-        (
-            "storage_wal",
-            "Size of the state machine's write-ahead log",
-            wal,
-        ),
-        ("log", "Size of the Raft log", Some(status.log_bytes)),
-    ] {
-        if let Some(bytes) = bytes {
-            aspen.register_with_unit(name, help, Unit::Bytes, ConstGauge::new(bytes));
-        }
-    }
-    let full = u64::from(status.full.is_some());
-    aspen.register(
-        "disk_full",
-        "Whether writes are refused for want of space",
-        ConstGauge::new(full),
-    );
-    registry
 }
 
 /// Metrics for Prometheus.

@@ -9,6 +9,7 @@ use openraft::impls::BasicNode;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::task::spawn_blocking;
 
+use super::Gate;
 use super::node::Options;
 use super::peer::Local;
 use super::reads::Raft;
@@ -16,6 +17,9 @@ use super::start::{self, Identity, LogState, Pair, StartError};
 use super::types::to_membership;
 use crate::storage::StateMachine;
 use crate::storage::log::Log;
+
+/// How often a start looks whether it waits for space.
+const LOOK_FOR_SPACE: Duration = Duration::from_millis(100);
 
 /// Opens the log and checks it against configuration and state machine.
 pub(super) fn open_log(
@@ -153,5 +157,16 @@ pub(super) async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError
             }
         }
         changes.changed().await.map_err(refused)?;
+    }
+}
+
+/// Resolves when something waits for space, with the reason.
+pub(super) async fn out_of_space(gate: &Gate) -> String {
+    let mut looks = tokio::time::interval(LOOK_FOR_SPACE);
+    loop {
+        looks.tick().await;
+        if let Some(why) = gate.waits() {
+            return why;
+        }
     }
 }

@@ -108,8 +108,13 @@ struct Gate {
 impl Gate {
     /// Why no write is taken at the moment.
     fn full(&self) -> Option<String> {
-        let waiting = self.log.stalled().or_else(|| self.condition.full());
-        waiting.or_else(|| self.space.check().err().map(|full| full.to_string()))
+        let low = || self.space.check().err().map(|full| full.to_string());
+        self.waits().or_else(low)
+    }
+
+    /// What waits for space at the moment.
+    fn waits(&self) -> Option<String> {
+        self.log.stalled().or_else(|| self.condition.full())
     }
 }
 

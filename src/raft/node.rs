@@ -120,13 +120,23 @@ impl Node {
         if let Some(identity) = &recorded {
             peers.local().join(&identity.cluster_id);
         }
-        let raft = Raft::new(options.id, config, network, LogStore(log.clone()), machine)
-            .await
-            .map_err(refused)?;
-        let local = peers.local();
-        let path = dir.raft_log();
-        let cluster_id = join::join(&raft, &log, &path, recorded, &options, local).await?;
-        lead_if_alone(&raft, options.id).await?;
+        let starting = async {
+            let raft = Raft::new(options.id, config, network, LogStore(log.clone()), machine)
+                .await
+                .map_err(refused)?;
+            let (path, local) = (dir.raft_log(), peers.local());
+            let cluster_id = join::join(&raft, &log, &path, recorded, &options, local).await?;
+            lead_if_alone(&raft, options.id).await?;
+            Ok::<_, StartError>((raft, cluster_id))
+        };
+        let (raft, cluster_id) = tokio::select! {
+            started = starting => started?,
+            // Nobody is served yet who would be worth waiting for.
+            why = join::out_of_space(&gate) => {
+                gate.condition.stopping.store(true, Ordering::Relaxed);
+                return Err(StartError::Full(why));
+            }
+        };
         let leader = Leader::new(raft.clone(), peers.clone(), Arc::clone(&gate));
         let service = Arc::new(Service {
             raft: raft.clone(),

@@ -86,6 +86,9 @@ pub enum StartError {
     /// The certificate for other nodes cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// There is no space for what a start has to write.
+    #[error("the node cannot start: {0}; free some space (df -h) and start it again")]
+    Full(String),
     /// openraft refuses.
     #[error("consensus does not start: {0}")]
     Raft(String),
@@ -102,6 +105,7 @@ impl StartError {
             Self::Identity { .. } | Self::Inconsistent(_) => Exit::Data,
             Self::Listen { source, .. } => Exit::of_io(source),
             Self::Tls(error) => error.exit(),
+            Self::Full(_) => Exit::Io,
             Self::Raft(_) => Exit::Software,
         }
     }

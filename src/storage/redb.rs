@@ -26,7 +26,7 @@ use redb::{
 
 use super::apply::{Advance, Rows, apply};
 use super::page::Collector;
-use super::{Applied, Checkpoint, Page, Range, Sizes, StateMachine, StorageError, copy};
+use super::{Applied, Checkpoint, Page, Range, Sizes, StateMachine, StorageError, copy, space};
 use crate::format::entry::{Entry, Outcome, Payload, Request};
 use crate::format::record::LogId;
 use crate::format::tables;
@@ -40,7 +40,9 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::META
 /// Memory for cached pages; redb would take 1 GiB.
 const CACHE_BYTES: usize = 64 << 20;
 /// Space that must be free before a transaction begins: the tree's pages that a
-/// batch of small writes changes, and what the file grows by.
+/// batch of small writes changes, and what the file grows by. On a small file
+/// system it is half of what is kept free of writes to the log, so that what
+/// is in the log can be applied.
 const RESERVE_BYTES: u64 = 16 << 20;
 /// Space that a row needs, in its own length: its page, written anew.
 const GROWTH: u64 = 2;
@@ -133,9 +135,11 @@ impl Redb {
 
     /// Fails when the disk is nearly full, while nothing is broken yet.
     fn require_space(&self, entries: &[Entry]) -> Result<(), StorageError> {
-        let wanted = RESERVE_BYTES + GROWTH * entries.iter().map(bytes).sum::<u64>();
-        let free = durable::free_space(durable::parent(&self.path))?;
-        if free >= wanted {
+        let Some((free, kept)) = space::free_and_reserved(durable::parent(&self.path)) else {
+            return Ok(());
+        };
+        let rows = GROWTH * entries.iter().map(bytes).sum::<u64>();
+        if free >= RESERVE_BYTES.min(kept / 2) + rows {
             return Ok(());
         }
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);

@@ -72,11 +72,9 @@ impl Space {
 
     fn look(&self) -> Result<(), NoSpace> {
         // A file system that cannot be asked refuses writes by itself, with a better reason.
-        let Ok(stat) = statvfs(&self.dir) else {
+        let Some((free, needed)) = free_and_reserved(&self.dir) else {
             return Ok(());
         };
-        let free = stat.blocks_available() * stat.fragment_size();
-        let needed = reserve(stat.blocks() * stat.fragment_size());
         if free >= needed {
             return Ok(());
         }
@@ -86,6 +84,14 @@ impl Space {
             needed,
         })
     }
+}
+
+/// Bytes free on the file system that holds `dir`, and how many must stay free
+/// for what is in the log already; `None` where it cannot be asked.
+pub(super) fn free_and_reserved(dir: &Path) -> Option<(u64, u64)> {
+    let stat = statvfs(dir).ok()?;
+    let free = stat.blocks_available() * stat.fragment_size();
+    Some((free, reserve(stat.blocks() * stat.fragment_size())))
 }
 
 /// What must stay free of a file system of `total` bytes.

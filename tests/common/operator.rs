@@ -35,12 +35,9 @@ impl Operator {
             std::fs::create_dir(root.join(dir)).unwrap();
         }
         let found = fixture.unpack();
-        let copied = Command::new("cp")
-            .arg("-aT")
-            .arg(&*found)
-            .arg(root.join("data/node-1"));
-        let copied = { copied }.status().unwrap();
-        assert!(copied.success());
+        let mut copy = Command::new("cp");
+        copy.arg("-aT").arg(&*found).arg(root.join("data/node-1"));
+        assert!(copy.status().unwrap().success());
         for program in [NODE, MIGRATE] {
             let name = Path::new(program).file_name().unwrap();
             std::os::unix::fs::symlink(program, root.join("bin").join(name)).unwrap();
