@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
@@ -11,10 +12,11 @@ use tokio::task::spawn_blocking;
 
 use super::Gate;
 use super::node::Options;
-use super::peer::Local;
+use super::peer::{self, Local, Peers};
 use super::reads::Raft;
 use super::start::{self, Identity, LogState, Pair, StartError};
 use super::types::to_membership;
+use crate::config::settings::Secret;
 use crate::storage::StateMachine;
 use crate::storage::log::Log;
 
@@ -72,6 +74,18 @@ pub(super) fn config(options: &Options) -> Result<Config, StartError> {
     }
     .validate()
     .map_err(|error| StartError::Raft(error.to_string()))
+}
+
+/// The other nodes, as this node reaches them.
+pub(super) fn peers(options: &Options, recorded: Option<&Identity>) -> Result<Peers, StartError> {
+    let mut local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
+    if let Some(files) = &options.tls {
+        peer::warn_of(&local.protect(files)?);
+    }
+    if let Some(identity) = recorded {
+        local.join(&identity.cluster_id);
+    }
+    Ok(Peers::new(Arc::new(local), options.members.clone()))
 }
 
 pub(super) fn refused(error: impl std::fmt::Display) -> StartError {

@@ -15,7 +15,7 @@ use super::join::{self, config, lead_if_alone, open_log, refused};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
-use super::peer::{self, Leader, Local, Peers, Receiver, Service};
+use super::peer::{self, Leader, Peers, Receiver, Service};
 use super::reads::{Raft, Reads, failed};
 use super::start::StartError;
 use super::types::to_log_id;
@@ -103,11 +103,7 @@ impl Node {
             copy: dir.copy(),
         };
         let copies = Arc::new(Copies::new(&state_machine, dir.copy()));
-        let mut local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
-        if let Some(files) = &options.tls {
-            peer::warn_of(&local.protect(files)?);
-        }
-        let peers = Peers::new(Arc::new(local), options.members.clone());
+        let peers = join::peers(&options, recorded.as_ref())?;
         let listener = match peer::has_others(options.members.keys(), options.id) {
             true => Some(peer::listen(options.peer_listen).await?),
             false => None,
@@ -117,9 +113,6 @@ impl Node {
             peers: peers.clone(),
             copies: Arc::clone(&copies),
         };
-        if let Some(identity) = &recorded {
-            peers.local().join(&identity.cluster_id);
-        }
         let starting = async {
             let raft = Raft::new(options.id, config, network, LogStore(log.clone()), machine)
                 .await

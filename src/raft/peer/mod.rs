@@ -179,4 +179,9 @@ impl Said {
         said.insert(whom.to_owned(), what.to_owned());
         true
     }
+    /// What was said about those whose first word is `whom` is over: said again, it is news.
+    fn forget(&self, whom: &str) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.retain(|key, _| key.split(' ').next() != Some(whom));
+    }
 }

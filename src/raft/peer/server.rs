@@ -113,10 +113,14 @@ async fn connection(
     // The port changes each time.
     let whom = address.ip().to_string();
     let (from, stream) = match greeted.unwrap_or_else(too_slow) {
-        Ok(greeted) => greeted,
+        Ok(greeted) => {
+            said.forget(&whom);
+            greeted
+        }
         Err(error) => {
             let text = Chain(&error).to_string();
-            if said.is_news(&whom, &text) {
+            // Others may come from the same address, and be refused for another reason.
+            if said.is_news(&format!("{whom} {text}"), "") {
                 tracing::warn!("A peer at {whom} was refused: {text}");
             }
             return;
