@@ -45,6 +45,7 @@ pub(super) fn open_log(
         applied: &applied,
         bounds: log.bounds(),
         at_applied: at_applied.first().map(|entry| entry.log_id),
+        installing: start::installing(&log)?,
         log_is_new,
         log: path,
     };
@@ -70,6 +71,10 @@ pub(super) fn config(options: &Options) -> Result<Config, StartError> {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
+        // A leader that restarts may lack entries that it never made durable and
+        // a majority did, and does not know how far the majority is. In its old
+        // term it would give their places to others, and serve reads without them.
+        enable_leader_restore: Some(false),
         ..Config::default()
     }
     .validate()

@@ -97,7 +97,10 @@ impl Node {
             condition: Arc::clone(&condition),
             space: Space::new(dir.path()),
         });
+        let store = LogStore::new(log.clone());
         let machine = Machine {
+            log: log.clone(),
+            durable: store.durable(),
             state_machine: Arc::clone(&state_machine),
             condition,
             copy: dir.copy(),
@@ -114,7 +117,7 @@ impl Node {
             copies: Arc::clone(&copies),
         };
         let starting = async {
-            let raft = Raft::new(options.id, config, network, LogStore(log.clone()), machine)
+            let raft = Raft::new(options.id, config, network, store, machine)
                 .await
                 .map_err(refused)?;
             let (path, local) = (dir.raft_log(), peers.local());
