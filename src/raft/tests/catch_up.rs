@@ -1,5 +1,8 @@
 //! Nodes that were away.
 
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+
 use super::*;
 use Backend::{Memory, Redb, Sqlite};
 
@@ -45,9 +48,47 @@ async fn a_node_that_was_away_gets_the_entries_it_missed() {
     assert_eq!(cluster.node(3).status().last_purged, None);
 }
 
-/// The log is purged beyond what the third node has.
+/// Leads to `address`, and breaks every connection after so many bytes that way.
+async fn fragile_way(address: String, bytes: u64) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let address = address.clone();
+            tokio::spawn(async move {
+                // The node may be away.
+                let Ok(mut far) = TcpStream::connect(address).await else {
+                    return;
+                };
+                let (from_near, mut to_near) = near.split();
+                let (mut from_far, mut to_far) = far.split();
+                let mut few = from_near.take(bytes);
+                tokio::select! {
+                    _ = tokio::io::copy(&mut few, &mut to_far) => {}
+                    _ = tokio::io::copy(&mut from_far, &mut to_near) => {}
+                }
+            });
+        }
+    });
+    here
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_goes_on_where_its_connection_broke() {
+    let mut cluster = Cluster::new(&[Sqlite; 3]);
+    // A fraction of the snapshot: whoever begins anew each time never ends.
+    let way = fragile_way(cluster.addresses[&3].clone(), 600_000).await;
+    cluster.detours.insert(3, way);
+    get_by_snapshot(cluster).await;
+}
+
 async fn by_snapshot(backends: &[Backend]) {
-    let mut cluster = Cluster::new(backends);
+    get_by_snapshot(Cluster::new(backends)).await;
+}
+
+/// The log is purged beyond what the third node has.
+async fn get_by_snapshot(mut cluster: Cluster) {
     cluster.log_keep = 16 << 10;
     for id in 1..=3 {
         cluster.start(id).await;

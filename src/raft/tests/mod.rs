@@ -33,6 +33,8 @@ struct Cluster {
     running: BTreeMap<u64, Node>,
     log_keep: u64,
     tls: Option<Authority>,
+    /// Where the others find a node instead of where it listens.
+    detours: BTreeMap<u64, String>,
 }
 
 /// Loopback addresses of this test's own, whatever else runs: 127/8 is large.
@@ -54,6 +56,7 @@ impl Cluster {
             running: BTreeMap::new(),
             log_keep: 64 << 20,
             tls: None,
+            detours: BTreeMap::new(),
         }
     }
 
@@ -66,9 +69,11 @@ impl Cluster {
     }
 
     fn options(&self, id: u64) -> Options {
+        let mut members = self.addresses.clone();
+        members.extend(self.detours.clone());
         Options {
             id,
-            members: self.addresses.clone(),
+            members,
             peer_listen: self.addresses[&id].parse::<SocketAddr>().unwrap(),
             secret: Some(Secret::new(SECRET)),
             tls: self.tls.as_ref().map(|tls| tls.files(id)),
