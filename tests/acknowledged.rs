@@ -61,7 +61,7 @@ fn killed_again_and_again(backend: &str, kills: u32) {
     let mut told = 0;
     for kill in 0..kills {
         let mut node = start(&dir, backend);
-        if rand::random::<u64>() % EARLY == 0 {
+        if rand::random::<u64>().is_multiple_of(EARLY) {
             wait_up_to(60);
             node.signal(Signal::SIGKILL);
             node.end().killed();
@@ -95,17 +95,17 @@ fn killed_again_and_again(backend: &str, kills: u32) {
 
 #[test]
 fn what_was_acknowledged_survives_every_kill_on_sqlite() {
-    killed_again_and_again("sqlite", kills(12, 170));
+    killed_again_and_again("sqlite", kills(12, 260));
 }
 
 #[test]
 fn what_was_acknowledged_survives_every_kill_on_redb() {
-    killed_again_and_again("redb", kills(5, 60));
+    killed_again_and_again("redb", kills(5, 90));
 }
 
 #[test]
 fn what_was_acknowledged_comes_back_from_the_log_where_the_state_machine_is_in_memory() {
-    killed_again_and_again("memory", kills(4, 40));
+    killed_again_and_again("memory", kills(4, 60));
 }
 
 #[test]

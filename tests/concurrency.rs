@@ -227,7 +227,7 @@ fn a_legacy_node_that_still_runs_keeps_its_data_to_itself() {
         write.commit().unwrap();
         drop(legacy);
         let mut node = copy.launch().start();
-        let answer = get(node.ready(), "/api/kv/late");
+        let answer = get(node.ready(), "/api/kv/late?consistency=stale");
         assert_eq!(answer.json()["value"], "but applied");
         node.stop().with(0);
     }

@@ -178,7 +178,7 @@ fn both_signals_to_stop_end_a_node_well_whoever_is_connected() {
                 .unwrap();
         }
         let _silent = TcpStream::connect(address).unwrap();
-        assert_eq!(get(address, "/health").status, 200);
+        assert_eq!(get(address, "/livez").status, 200);
         node.signal(signal);
         let ended = node.end().with(0);
         assert!(
@@ -337,13 +337,13 @@ fn a_node_that_is_told_nothing_keeps_its_data_in_the_working_directory() {
     let answer = get(node.ready(), "/health");
     assert_eq!(
         answer.body,
-        r#"{"status":"healthy","storage":"sqlite","last_applied":null}"#
+        r#"{"status":"healthy","storage":"sqlite","last_applied":1}"#
     );
     node.stop().with(0);
     assert_eq!(listing(&dir), ["data"]);
     assert_eq!(
         listing(&dir.join("data/node-1")),
-        ["aspen.lock", "state-machine.db"]
+        ["aspen.lock", "raft-log.redb", "state-machine.db"]
     );
 }
 
@@ -359,7 +359,10 @@ fn under_systemd_the_data_is_in_the_state_directory() {
         .env("STATE_DIRECTORY", &state)
         .start()
         .ready_then_stop();
-    assert_eq!(listing(&state), ["aspen.lock", "state-machine.db"]);
+    assert_eq!(
+        listing(&state),
+        ["aspen.lock", "raft-log.redb", "state-machine.db"]
+    );
     assert_eq!(listing(&dir), ["aspen"]);
 }
 

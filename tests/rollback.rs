@@ -129,7 +129,7 @@ fn the_tools_way_back_keeps_what_was_written_since() {
     std::fs::rename(&source, copy.data().join("state-machine.db.set-aside")).unwrap();
     assert_eq!(start(&copy).0, healthy("redb", 1235));
     let mut node = node_on(&copy.data()).config(&copy.config()).start();
-    let answer = get(node.ready(), "/api/kv/since");
+    let answer = get(node.ready(), "/api/kv/since?consistency=stale");
     assert_eq!(answer.json()["value"], "the migration");
     node.stop().with(0);
 }

@@ -206,12 +206,12 @@ fn a_log_that_is_missing_is_told_and_begins_behind_what_was_applied() {
         assert_eq!(value(address, "b").as_deref(), Some("a value"));
         assert!(put(address, "d", "another") > before);
         let ended = node.stop().with(0);
-        let warned = format!("There was no Raft log {}", dir.join(LOG).display());
+        let warned = format!("There is no Raft log {}", dir.join(LOG).display());
         assert!(ended.log.contains(&warned), "{ended:?}");
         assert!(ended.log.contains(&format!("index={before}")), "{ended:?}");
         // From then on it is a log like any other.
         let ended = on(&dir, backend).start().ready_then_stop();
-        assert!(!ended.log.contains("There was no Raft log"), "{ended:?}");
+        assert!(!ended.log.contains("There is no Raft log"), "{ended:?}");
         assert!(writes(&dir, backend, &["e"]) > before + 1);
     }
 }
@@ -234,7 +234,7 @@ fn a_file_that_is_no_log_is_refused_and_left_as_it_is() {
     refused_log(|log| std::fs::write(log, vec![0; 1 << 20]).unwrap());
     refused_log(|log| {
         let database = log.with_file_name("state-machine.db");
-        drop(copy(database, log).unwrap());
+        copy(database, log).unwrap();
     });
 }
 

@@ -1,4 +1,4 @@
-//! The records of the Raft log, encoded as [`record`](super::record)'s are:
+//! The records of the Raft log, encoded as [`record`]'s are:
 //! bincode 1.3, little-endian, fixed-width, enum variants as `u32` in the order
 //! below. Legacy nodes wrote the first variants; later ones are only ever
 //! appended, so that every log ever written still reads.

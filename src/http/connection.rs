@@ -59,7 +59,7 @@ const MAX_BUFFER: usize = 64 * 1024;
 /// Most bytes that are read from a client after its connection was given up.
 const MAX_DRAINED: usize = 1024 * 1024;
 
-/// How long a client may take; see the [module](self).
+/// How long a client may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// From the first byte of a head (or the connection) to its last; for TLS

@@ -1,8 +1,10 @@
 //! `/health` for people and their scripts, `/livez` and `/readyz` for supervisors.
 //!
-//! - Healthy: linearizable requests are served, and nothing is about to change that.
-//! - Degraded: some requests are not served (no leader, a full disk), or a limit
-//!   is near. It may pass by itself.
+//! Health is about this node alone; whether a majority answers is for `/readyz`.
+//!
+//! - Healthy: nothing here keeps requests from being served, nor is about to.
+//! - Degraded: some requests are not served (a full disk), or a limit is near.
+//!   It may pass by itself.
 //! - Unhealthy: somebody has to act.
 //!
 //! `/livez` says only that the process answers, since a restart would cure
@@ -148,10 +150,7 @@ impl Standing {
 ))]
 pub(super) async fn health(State(shared): State<Shared>) -> Result<Response, ApiError> {
     let health = match shared.phase() {
-        Phase::Serving(node) => {
-            let (status, ready) = look(&shared, &node).await?;
-            serving(&status, &ready)
-        }
+        Phase::Serving(_) => serving(&shared.status().await?),
         Phase::Migrating(progress) => migrating(&progress),
         phase => not_open(Standing::Unhealthy, phase.name()),
     };
@@ -188,7 +187,7 @@ pub(super) async fn readyz(State(shared): State<Shared>, uri: Uri) -> Result<Res
         Phase::Serving(node) if !verbose => (confirmed(&node).await.is_ok(), None),
         Phase::Serving(node) => {
             let (status, ready) = look(&shared, &node).await?;
-            (ready.is_ok(), Some(checks(&status, &ready).1))
+            (ready.is_ok(), Some(checks(&status, Some(&ready)).1))
         }
         Phase::Migrating(progress) => (false, migrating(&progress).checks),
         phase => (false, not_open(Standing::Unhealthy, phase.name()).checks),
@@ -222,8 +221,8 @@ fn told<T: Serialize>(well: bool, value: &T) -> Response {
 }
 
 /// Judges a node that serves.
-fn serving(status: &Status, ready: &Result<(), RequestError>) -> Health {
-    let (standing, checks) = checks(status, ready);
+fn serving(status: &Status) -> Health {
+    let (standing, checks) = checks(status, None);
     Health {
         status: standing,
         storage: Some(status.backend),
@@ -234,14 +233,17 @@ fn serving(status: &Status, ready: &Result<(), RequestError>) -> Health {
     }
 }
 
-/// All that is looked at, and the worst of it.
-fn checks(status: &Status, ready: &Result<(), RequestError>) -> (Standing, Checks) {
+/// All that is looked at, and the worst of what is this node's own.
+fn checks(status: &Status, ready: Option<&Result<(), RequestError>>) -> (Standing, Checks) {
     use Standing::{Degraded, Healthy, Unhealthy};
     let storage = match (&status.failed, ready) {
-        (Some(_), _) | (None, Err(RequestError::Storage(_))) => Unhealthy,
+        (Some(_), _) | (None, Some(Err(RequestError::Storage(_)))) => Unhealthy,
         _ => Healthy,
     };
-    let raft = if ready.is_ok() { Healthy } else { Degraded };
+    let raft = ready.map(|ready| match ready {
+        Ok(()) => Healthy.check(None),
+        Err(why_not) => Degraded.check(Some(why_not.to_string())),
+    });
     let wal = status.sizes.wal.map(|bytes| match bytes {
         bytes if bytes > WAL_UNHEALTHY_BYTES => (Unhealthy, bytes),
         bytes if bytes > WAL_DEGRADED_BYTES => (Degraded, bytes),
@@ -252,12 +254,11 @@ fn checks(status: &Status, ready: &Result<(), RequestError>) -> (Standing, Check
     } else {
         Healthy
     };
-    let all = [storage, raft, wal.map_or(Healthy, |(wal, _)| wal), disk];
+    let all = [storage, wal.map_or(Healthy, |(wal, _)| wal), disk];
     let worst = all.into_iter().max().unwrap_or(Healthy);
-    let why_not = ready.as_ref().err().map(ToString::to_string);
     let checks = Checks {
         storage: storage.check(status.failed.clone()),
-        raft: Some(raft.check(why_not)),
+        raft,
         wal: wal.map(|(wal, bytes)| {
             let large = wal != Healthy;
             let message = large.then(|| {
@@ -323,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_healthy_node_says_what_the_guide_shows_to_the_letter() {
-        let text = String::from_utf8(answer::encode(&serving(&status(), &Ok(())))).unwrap();
+        let text = String::from_utf8(answer::encode(&serving(&status()))).unwrap();
         assert_eq!(
             text,
             r#"{"status":"healthy","storage":"sqlite","last_applied":1234}"#
@@ -341,7 +342,7 @@ mod tests {
         ] {
             let mut status = status();
             status.sizes.wal = Some(bytes);
-            let told = json(&serving(&status, &Ok(())));
+            let told = json(&serving(&status));
             assert_eq!(told["status"], expected, "{bytes}");
             if expected != "healthy" {
                 assert_eq!(told["checks"]["wal"]["status"], expected);
@@ -361,20 +362,32 @@ mod tests {
             failed: Some("gone".to_owned()),
             ..status()
         };
-        let storage = RequestError::Storage(Arc::new(StorageError::Closed));
-        for (status, ready, expected, check) in [
-            (full, Ok(()), "degraded", "disk"),
-            (status(), Err(RequestError::NoLeader), "degraded", "raft"),
-            (status(), Err(RequestError::Timeout), "degraded", "raft"),
-            (status(), Err(storage), "unhealthy", "storage"),
-            (failed, Err(RequestError::Stopping), "unhealthy", "storage"),
-        ] {
-            let told = json(&serving(&status, &ready));
+        for (status, expected, check) in
+            [(full, "degraded", "disk"), (failed, "unhealthy", "storage")]
+        {
+            let told = json(&serving(&status));
             assert_eq!(told["status"], expected, "{told}");
             assert_eq!(told["checks"][check]["status"], expected, "{told}");
             assert_eq!(told["storage"], "sqlite");
             assert_eq!(told["last_applied"], 1234);
         }
+    }
+
+    #[test]
+    fn a_missing_majority_is_told_by_readiness_and_leaves_the_node_healthy() {
+        let storage = RequestError::Storage(Arc::new(StorageError::Closed));
+        for (ready, expected, check) in [
+            (Ok(()), "healthy", "raft"),
+            (Err(RequestError::NoLeader), "degraded", "raft"),
+            (Err(RequestError::Timeout), "degraded", "raft"),
+            (Err(storage), "unhealthy", "storage"),
+        ] {
+            let (standing, checks) = checks(&status(), Some(&ready));
+            let told = serde_json::to_value(&checks).unwrap();
+            assert_eq!(told[check]["status"], expected, "{told}");
+            assert_eq!(standing == Standing::Healthy, check == "raft");
+        }
+        assert_eq!(json(&serving(&status()))["status"], "healthy");
     }
 
     #[test]
@@ -398,7 +411,7 @@ mod tests {
             last_applied: None,
             ..status()
         };
-        let told = json(&serving(&status, &Ok(())));
+        let told = json(&serving(&status));
         assert_eq!(told["last_applied"], serde_json::Value::Null);
         assert!(told.get("last_applied").is_some());
     }

@@ -4,8 +4,8 @@
 //! the node. One that is within its limits but finds the node's memory taken
 //! by others waits for a moment and is then told to come back: nothing was done.
 //!
-//! Memory: whatever is at most [`SMALL_BYTES`] long is let through, bounded by
-//! the number of requests; whatever is longer takes a [`Share`] of a budget
+//! Memory: whatever is at most `SMALL_BYTES` long is let through, bounded by
+//! the number of requests; whatever is longer takes a `Share` of a budget
 //! first, one for bodies and one for answers, so that a thousand small requests
 //! and a few large ones do not stand in each other's way, and clients that
 //! stall hold up only other large requests.
@@ -46,7 +46,7 @@ pub const MAX_PAGE: usize = 1000;
 pub const MAX_PAGE_BYTES: usize = 1 << 20;
 
 /// Requests at the same time, health and metrics apart. HTTP/1.1 has one per
-/// connection; with [`SMALL_BYTES`] each way this is the memory of all small ones.
+/// connection; with `SMALL_BYTES` each way this is the memory of all small ones.
 pub const MAX_REQUESTS: usize = 1024;
 /// Bytes of a body or an answer that are taken without a share.
 const SMALL_BYTES: usize = 16 << 10;

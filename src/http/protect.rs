@@ -46,18 +46,25 @@ impl Guard {
     }
 }
 
-/// Whether the target and every `Host` are such as only this machine's own
-/// clients use. HTTP/1.0 has neither, and no browser speaks that.
+/// Whether the target, every `Host` and every `Origin` are such as only this
+/// machine's own clients use. A web page may post a form to any address, and
+/// its browser then names the page's origin. HTTP/1.0 has none of them, and no
+/// browser speaks that.
 fn is_local(target: &Uri, headers: &HeaderMap) -> bool {
     let hosts = headers.get_all(header::HOST).iter().map(|host| {
         let text = host.to_str().ok()?;
         text.parse::<Authority>().ok()
+    });
+    let origins = headers.get_all(header::ORIGIN).iter().map(|origin| {
+        let text = origin.to_str().ok()?;
+        text.parse::<Uri>().ok()?.into_parts().authority
     });
     // A target with a host of its own comes before the header (RFC 9112, 3.2.2).
     let target = target.authority().cloned().map(Some);
     target
         .into_iter()
         .chain(hosts)
+        .chain(origins)
         .all(|host| host.is_some_and(|host| is_loopback(&host)))
 }
 
@@ -102,5 +109,31 @@ mod tests {
             assert!(!host(bad), "{bad}");
         }
         assert!(is_local(&Uri::from_static("/"), &HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_form_of_a_foreign_web_page_does_not_pass() {
+        let from = |origin: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("localhost:8080"));
+            headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            is_local(&Uri::from_static("/admin/shutdown"), &headers)
+        };
+        for good in [
+            "http://localhost:8080",
+            "https://127.0.0.1",
+            "http://[::1]:3000",
+        ] {
+            assert!(from(good), "{good}");
+        }
+        for bad in [
+            "https://evil.example",
+            "null",
+            "",
+            "localhost:8080/x",
+            "file://",
+        ] {
+            assert!(!from(bad), "{bad}");
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! Taking over a legacy Raft log: a file of redb's format v2 becomes one of v3
 //! that holds the same entries, byte for byte, and the same metadata.
 //!
-//! 1. [`examine`]: lock the log and open it read-only; verify its own
+//! 1. `examine`: lock the log and open it read-only; verify its own
 //!    checksums; read every entry and every record. Writes nothing, and is done
 //!    before anything else is written, so that a log that cannot be taken over
 //!    stops a start that has changed nothing.
-//! 2. [`Examined::take_over`]: back the log up, copy it into a temporary file,
+//! 2. `Examined::take_over`: back the log up, copy it into a temporary file,
 //!    read that back and compare it.
 //! 3. Publish: rename over the log, sync the directory.
 //!

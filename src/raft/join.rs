@@ -14,7 +14,7 @@ use super::Gate;
 use super::node::Options;
 use super::peer::{self, Local, Peers};
 use super::reads::Raft;
-use super::start::{self, Identity, LogState, Pair, StartError};
+use super::start::{self, Identity, Pair, StartError};
 use super::types::to_membership;
 use crate::config::settings::Secret;
 use crate::storage::StateMachine;
@@ -29,11 +29,17 @@ pub(super) fn open_log(
     machine: &dyn StateMachine,
     id: u64,
 ) -> Result<(Log, Option<Identity>), StartError> {
-    let log_is_new = !path.exists();
-    let log = Log::open(path)?;
+    let applied = machine.applied()?;
+    if let Some(position) = applied.last_applied.filter(|_| !path.exists()) {
+        tracing::warn!(
+            "There is no Raft log {}: a new one begins behind {position}. Votes that this node \
+             gave before are forgotten",
+            path.display()
+        );
+    }
+    let log = Log::open(path, applied.last_applied)?;
     let recorded = start::recorded(&log, path)?;
     start::check_identity(recorded.as_ref(), id, path)?;
-    let applied = machine.applied()?;
     if recorded.is_none() {
         start::check_member(&applied.membership.membership, id, path)?;
     }
@@ -46,16 +52,9 @@ pub(super) fn open_log(
         bounds: log.bounds(),
         at_applied: at_applied.first().map(|entry| entry.log_id),
         installing: start::installing(&log)?,
-        log_is_new,
         log: path,
     };
-    if let LogState::BeginsAfter(position) = start::check(&pair)? {
-        tracing::warn!(
-            "There was no Raft log {}: a new one begins behind {position}. Votes that this node \
-             gave before are forgotten",
-            path.display()
-        );
-    }
+    start::check(&pair)?;
     Ok((log, recorded))
 }
 

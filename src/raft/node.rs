@@ -116,20 +116,26 @@ impl Node {
             peers: peers.clone(),
             copies: Arc::clone(&copies),
         };
-        let starting = async {
-            let raft = Raft::new(options.id, config, network, store, machine)
-                .await
-                .map_err(refused)?;
-            let (path, local) = (dir.raft_log(), peers.local());
-            let cluster_id = join::join(&raft, &log, &path, recorded, &options, local).await?;
-            lead_if_alone(&raft, options.id).await?;
-            Ok::<_, StartError>((raft, cluster_id))
-        };
+        // On a task of its own: what is applied again blocks it.
+        let mut starting = tokio::spawn({
+            let (log, path, peers) = (log.clone(), dir.raft_log(), peers.clone());
+            let options = options.clone();
+            async move {
+                let raft = Raft::new(options.id, config, network, store, machine)
+                    .await
+                    .map_err(refused)?;
+                let local = peers.local();
+                let cluster_id = join::join(&raft, &log, &path, recorded, &options, local).await?;
+                lead_if_alone(&raft, options.id).await?;
+                Ok::<_, StartError>((raft, cluster_id))
+            }
+        });
         let (raft, cluster_id) = tokio::select! {
-            started = starting => started?,
+            started = &mut starting => started.map_err(refused)??,
             // Nobody is served yet who would be worth waiting for.
             why = join::out_of_space(&gate) => {
                 gate.condition.stopping.store(true, Ordering::Relaxed);
+                starting.abort();
                 return Err(StartError::Full(why));
             }
         };

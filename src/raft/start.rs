@@ -202,15 +202,6 @@ pub(super) fn cluster_id(members: &BTreeMap<u64, String>) -> String {
     format!("{:032x}", hash.digest128())
 }
 
-/// What to do about the log before consensus starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogState {
-    /// It goes with the state machine.
-    Fits,
-    /// There was none: it begins behind this entry.
-    BeginsAfter(LogId),
-}
-
 /// What [`check`] compares.
 pub(super) struct Pair<'a> {
     /// The state machine.
@@ -221,23 +212,18 @@ pub(super) struct Pair<'a> {
     pub(super) at_applied: Option<LogId>,
     /// The snapshot that was installed last, after which the log begins anew.
     pub(super) installing: Option<LogId>,
-    /// Whether there was no log and it was made now.
-    pub(super) log_is_new: bool,
     /// The log, for the message.
     pub(super) log: &'a Path,
 }
 
 /// Whether log and state machine can be of one node: what was applied is in the
 /// log or was purged from it, and what was not applied is still there.
-pub(super) fn check(pair: &Pair<'_>) -> Result<LogState, StartError> {
+pub(super) fn check(pair: &Pair<'_>) -> Result<(), StartError> {
     let Bounds { last_purged, last } = pair.bounds;
     let log = pair.log.display();
     let at = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| id.to_string());
     let applied = pair.applied.last_applied;
     if let Some(applied) = applied {
-        if pair.log_is_new {
-            return Ok(LogState::BeginsAfter(applied));
-        }
         // A crash came between a snapshot's installation and the purge that follows.
         let installed = pair.installing == Some(applied);
         if !installed && last.is_none_or(|last| last.index < applied.index) {
@@ -266,7 +252,7 @@ pub(super) fn check(pair: &Pair<'_>) -> Result<LogState, StartError> {
             at(applied)
         )));
     }
-    Ok(LogState::Fits)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -287,8 +273,7 @@ mod tests {
         last_purged: Option<LogId>,
         last: Option<LogId>,
         at_applied: Option<LogId>,
-        log_is_new: bool,
-    ) -> Result<LogState, StartError> {
+    ) -> Result<(), StartError> {
         let applied = Applied {
             last_applied: applied,
             ..Applied::default()
@@ -298,7 +283,6 @@ mod tests {
             bounds: Bounds { last_purged, last },
             at_applied,
             installing: None,
-            log_is_new,
             log: Path::new("raft-log.redb"),
         })
     }
@@ -306,10 +290,7 @@ mod tests {
     #[test]
     fn a_log_that_reaches_from_before_to_behind_the_state_machine_fits() {
         let fits = |applied, purged, last, at| {
-            assert_eq!(
-                checked(applied, purged, last, at, false).unwrap(),
-                LogState::Fits
-            );
+            checked(applied, purged, last, at).unwrap();
         };
         fits(None, None, None, None);
         fits(None, None, Some(id(1, 9)), None);
@@ -325,7 +306,7 @@ mod tests {
 
     #[test]
     fn corruption_is_told_with_both_positions() {
-        let says = |result: Result<LogState, StartError>, parts: &[&str]| {
+        let says = |result: Result<(), StartError>, parts: &[&str]| {
             let error = result.unwrap_err();
             assert_eq!(error.exit(), Exit::Data);
             let text = error.to_string();
@@ -334,11 +315,11 @@ mod tests {
                 assert!(text.contains(part), "{text}");
             }
         };
-        let beyond = checked(Some(id(1, 9)), None, Some(id(1, 5)), None, false);
+        let beyond = checked(Some(id(1, 9)), None, Some(id(1, 5)), None);
         says(beyond, &["term=1, index=9", "ends at term=1, index=5"]);
-        let empty = checked(Some(id(1, 9)), None, None, None, false);
+        let empty = checked(Some(id(1, 9)), None, None, None);
         says(empty, &["term=1, index=9", "ends at nothing"]);
-        let before = checked(Some(id(1, 2)), Some(id(1, 5)), Some(id(1, 9)), None, false);
+        let before = checked(Some(id(1, 2)), Some(id(1, 5)), Some(id(1, 9)), None);
         says(
             before,
             &[
@@ -347,9 +328,9 @@ mod tests {
                 "aspen-migrate",
             ],
         );
-        let nothing = checked(None, Some(id(1, 5)), Some(id(1, 9)), None, false);
+        let nothing = checked(None, Some(id(1, 5)), Some(id(1, 9)), None);
         says(nothing, &["applied up to nothing", "term=1, index=5"]);
-        let other = checked(Some(id(1, 5)), None, Some(id(2, 9)), Some(id(2, 5)), false);
+        let other = checked(Some(id(1, 5)), None, Some(id(2, 9)), Some(id(2, 5)));
         says(
             other,
             &["has applied term=1, index=5", "holds term=2, index=5"],
@@ -370,19 +351,12 @@ mod tests {
                 },
                 at_applied: None,
                 installing,
-                log_is_new: false,
                 log: Path::new("raft-log.redb"),
             })
         };
-        assert_eq!(installed(Some(id(2, 9))).unwrap(), LogState::Fits);
+        installed(Some(id(2, 9))).unwrap();
         assert!(installed(Some(id(2, 8))).is_err());
         assert!(installed(None).is_err());
-    }
-
-    #[test]
-    fn a_log_that_was_missing_begins_behind_the_state_machine() {
-        let state = checked(Some(id(1, 9)), None, None, None, true).unwrap();
-        assert_eq!(state, LogState::BeginsAfter(id(1, 9)));
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl StoreBuilder<Types, LogStore, Machine, tempfile::TempDir> for Builder {
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, Machine), StorageError<Types>> {
         let home = tempfile::tempdir().unwrap();
         let dir = DataDir::new(home.path());
-        let file = Log::open(&dir.raft_log()).unwrap();
+        let file = Log::open(&dir.raft_log(), None).unwrap();
         let log = LogStore::new(file.clone());
         let state_machine = fresh(&dir, self.0);
         let machine = Machine {

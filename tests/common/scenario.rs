@@ -50,6 +50,12 @@ impl Scenario {
         Self::of(&fixture.unpack(), fixture.manifest.state.unwrap(), backend)
     }
 
+    /// The data of a legacy node that is alone in its cluster and therefore
+    /// serves everything: 1234 rows, of which entry 1234 was the last.
+    pub(crate) fn alone(backend: &'static str) -> Self {
+        Self::new("golden", "alone-redb-2.6-clean", backend)
+    }
+
     fn of(data: &Path, state: State, backend: &'static str) -> Self {
         let template = scratch();
         std::fs::create_dir(template.join("etc")).unwrap();

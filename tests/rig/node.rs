@@ -16,7 +16,11 @@ const PROGRAMS: [&str; 2] = [
     env!("CARGO_BIN_EXE_aspen-node"),
     env!("CARGO_BIN_EXE_aspen-migrate"),
 ];
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+/// Of a node that is alone in its cluster, so that it can serve.
+const LEGACY: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/fixtures/golden/alone-redb-2.6-clean.tar.zst"
+);
 
 /// The legacy state machine.
 pub(crate) const SOURCE: &str = "/var/lib/aspen/state-machine.redb";
@@ -41,18 +45,9 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// A node that is enabled, configured for redb, and not started yet; its
-    /// data is that of one of three. `None` where no machine can be had.
+    /// A node that is enabled, configured for redb, and not started yet. `None`
+    /// where no machine can be had.
     pub(crate) fn legacy() -> Option<Self> {
-        Self::with("legacy/plain")
-    }
-
-    /// The same, with the data of a node that is alone in its cluster.
-    pub(crate) fn alone() -> Option<Self> {
-        Self::with("golden/alone-redb-2.6-clean")
-    }
-
-    fn with(fixture: &str) -> Option<Self> {
         let machine = Machine::boot(&PROGRAMS)?;
         machine.write(
             "/usr/lib/systemd/system/aspen-node.service",
@@ -63,7 +58,7 @@ impl Node {
             include_str!("../../systemd/aspen.catalog"),
         );
         machine.write("/etc/aspen/config.toml", CONFIG);
-        let archive = std::fs::File::open(format!("{FIXTURES}/{fixture}.tar.zst")).unwrap();
+        let archive = std::fs::File::open(LEGACY).unwrap();
         let mut tar = Vec::new();
         ruzstd::decoding::StreamingDecoder::new(archive)
             .unwrap()
@@ -150,7 +145,7 @@ impl Node {
 
     /// Everything is as a migration leaves it, whatever happened on the way.
     pub(crate) fn assert_migrated(&self) {
-        let health = r#"{"status":"healthy","storage":"sqlite","last_applied":1235}"#;
+        let health = r#"{"status":"healthy","storage":"sqlite","last_applied":1234}"#;
         assert_eq!(self.ok(HEALTH), health);
         let rows = "sqlite3 -readonly /var/lib/aspen/state-machine.db \
                     'SELECT count(*) FROM state_machine_kv'";

@@ -77,11 +77,12 @@ impl LogFile {
     /// something between redb and the file.
     pub(super) fn open<B: StorageBackend>(
         path: &Path,
+        begins_after: Option<LogId>,
         wrap: impl Fn(FileBackend) -> B,
     ) -> Result<(Self, Found), LogError> {
         let existing = OpenOptions::new().read(true).write(true).open(path);
         let file = match existing {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create(path, begins_after)?,
             other => other.map_err(|error| cannot_open(path, error.into()))?,
         };
         // redb would take an empty file for one that it is to make.
@@ -197,8 +198,19 @@ impl LogFile {
     }
 }
 
+pub(super) fn save_position(
+    meta: &mut Table<'_, &'static str, &'static [u8]>,
+    name: &'static str,
+    position: LogId,
+) -> Result<(), redb::Error> {
+    let bytes = record::encode_position(name, position)
+        .map_err(|error| redb::Error::Backend(Box::new(error)))?;
+    meta.insert(name, bytes.as_slice())?;
+    Ok(())
+}
+
 /// Makes an empty log, durable, under its name when it is complete.
-fn create(path: &Path) -> Result<File, LogError> {
+fn create(path: &Path, begins_after: Option<LogId>) -> Result<File, LogError> {
     let failed = |error| LogError::Create(Arc::new(error));
     let temporary = layout::temporary(path);
     durable::remove(&temporary).map_err(failed)?;
@@ -210,7 +222,11 @@ fn create(path: &Path) -> Result<File, LogError> {
             .create_with_backend(backend)?;
         let transaction = database.begin_write()?;
         transaction.open_table(ENTRIES)?;
-        transaction.open_table(META)?;
+        let mut meta = transaction.open_table(META)?;
+        if let Some(position) = begins_after {
+            save_position(&mut meta, LAST_PURGED, position)?;
+        }
+        drop(meta);
         transaction.commit()?;
         Ok(database.close()?)
     });

@@ -80,22 +80,24 @@ struct Handle {
 }
 
 impl Log {
-    /// Opens the log at `path`, or makes an empty one. A log that was not closed
-    /// is repaired first, which reads all of it.
+    /// Opens the log at `path`, or makes an empty one that goes on behind
+    /// `begins_after`, from the first moment that the file has its name. A log
+    /// that was not closed is repaired first, which reads all of it.
     ///
     /// # Errors
     /// When the file cannot be made or opened, is in an older format, is no log,
     /// or is damaged as far as that shows at its ends and in a sample.
-    pub fn open(path: &Path) -> Result<Self, LogError> {
-        Self::open_with(path, TAIL_BYTES, |file| file)
+    pub fn open(path: &Path, begins_after: Option<LogId>) -> Result<Self, LogError> {
+        Self::open_with(path, begins_after, TAIL_BYTES, |file| file)
     }
 
     fn open_with<B: StorageBackend>(
         path: &Path,
+        begins_after: Option<LogId>,
         tail_bytes: u64,
         wrap: impl Fn(FileBackend) -> B,
     ) -> Result<Self, LogError> {
-        let (file, found) = LogFile::open(path, wrap)?;
+        let (file, found) = LogFile::open(path, begins_after, wrap)?;
         let tail = Tail::new(found.bounds, found.begin, found.bytes, tail_bytes);
         let shared = Arc::new(Shared::new(file, tail, found.vote, found.committed));
         let writer = Writer::new(Arc::clone(&shared));

@@ -14,11 +14,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use redb::ReadableTable as _;
 
-use super::file::{LogFile, Tables};
+use super::file::{LogFile, Tables, save_position};
 use super::tail::{Encoded, Tail};
 use super::{Done, LogError};
 use crate::format::entry::{COMMITTED, Entry, LAST_PURGED, Vote};
-use crate::format::record::{self, LogId};
+use crate::format::record::LogId;
 
 /// Most entries of a transaction, unless one operation alone has more: some
 /// 20 ms of work, so that those who come next do not wait for long.
@@ -300,7 +300,7 @@ fn apply(tables: &mut Tables<'_>, change: &Change) -> Result<(), redb::Error> {
         Change::Truncate { from } => tables.entries.retain_in(*from.., |_, _| false)?,
         Change::Clear { upto } => {
             tables.entries.retain(|_, _| false)?;
-            save_position(tables, LAST_PURGED, *upto)?;
+            save_position(&mut tables.meta, LAST_PURGED, *upto)?;
         }
         Change::Meta { name, value } => {
             tables.meta.insert(name.as_str(), value.as_slice())?;
@@ -326,27 +326,16 @@ fn purge_step(tables: &mut Tables<'_>, upto: LogId) -> Result<bool, redb::Error>
         None => upto,
     };
     tables.entries.retain_in(..=position.index, |_, _| false)?;
-    save_position(tables, LAST_PURGED, position)?;
+    save_position(&mut tables.meta, LAST_PURGED, position)?;
     Ok(position.index >= upto.index)
 }
 
 fn save_committed(tables: &mut Tables<'_>, committed: Option<LogId>) -> Result<(), redb::Error> {
     match committed {
-        Some(position) => save_position(tables, COMMITTED, position),
+        Some(position) => save_position(&mut tables.meta, COMMITTED, position),
         None => {
             tables.meta.remove(COMMITTED)?;
             Ok(())
         }
     }
-}
-
-fn save_position(
-    tables: &mut Tables<'_>,
-    name: &'static str,
-    position: LogId,
-) -> Result<(), redb::Error> {
-    let bytes = record::encode_position(name, position)
-        .map_err(|error| redb::Error::Backend(Box::new(error)))?;
-    tables.meta.insert(name, bytes.as_slice())?;
-    Ok(())
 }

@@ -44,7 +44,7 @@ impl Faults {
             file,
             faults: Arc::clone(self),
         };
-        Log::open_with(path, tail_bytes, wrap).unwrap()
+        Log::open_with(path, None, tail_bytes, wrap).unwrap()
     }
 }
 

@@ -30,7 +30,7 @@ fn written(path: &Path, entries: &[(u64, &[u8])], meta: &[(&str, &[u8])]) {
 
 #[track_caller]
 fn refused(path: &Path, exit: Exit, words: &[&str]) {
-    let error = Log::open(path).err().expect("it opened");
+    let error = Log::open(path, None).err().expect("it opened");
     let text = error.to_string();
     assert_eq!(error.exit(), exit, "{text}");
     for word in words.iter().chain(&["raft-log.redb"]) {

@@ -63,7 +63,7 @@ fn place() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn open(path: &Path) -> Log {
-    Log::open(path).unwrap()
+    Log::open(path, None).unwrap()
 }
 
 fn all(log: &Log) -> Vec<Entry> {
