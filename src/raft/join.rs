@@ -1,7 +1,7 @@
 //! From a log and a state machine to a member of a cluster.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::task::spawn_blocking;
 
 use super::Gate;
+use super::log::LogStore;
+use super::machine::Machine;
+use super::network::Network;
 use super::node::Options;
 use super::peer::{self, Local, Peers};
 use super::reads::Raft;
@@ -58,7 +61,7 @@ pub(super) fn open_log(
     Ok((log, recorded))
 }
 
-pub(super) fn config(options: &Options) -> Result<Config, StartError> {
+fn config(options: &Options) -> Result<Config, StartError> {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let election = milliseconds(options.election_timeout);
     Config {
@@ -96,11 +99,38 @@ pub(super) fn refused(error: impl std::fmt::Display) -> StartError {
     StartError::Raft(error.to_string())
 }
 
+/// What consensus begins with.
+pub(super) struct Beginning {
+    pub(super) network: Network,
+    pub(super) store: LogStore,
+    pub(super) machine: Machine,
+    pub(super) log: Log,
+    pub(super) path: PathBuf,
+    pub(super) recorded: Option<Identity>,
+    pub(super) options: Options,
+}
+
+impl Beginning {
+    /// Starts consensus, and forms or finds the cluster, whose id is returned.
+    pub(super) async fn begin(self) -> Result<(Raft, String), StartError> {
+        let Self { log, options, .. } = self;
+        let config = Arc::new(config(&options)?);
+        let peers = self.network.peers.clone();
+        let raft = Raft::new(options.id, config, self.network, self.store, self.machine)
+            .await
+            .map_err(refused)?;
+        let (path, recorded, local) = (self.path, self.recorded, peers.local());
+        let cluster_id = join(&raft, &log, &path, recorded, &options, local).await?;
+        lead_if_alone(&raft, options.id).await?;
+        Ok((raft, cluster_id))
+    }
+}
+
 /// Forms the cluster where there is none yet, and records whose data this is.
 /// No peer may reach this node before this has returned: a vote that it gave
 /// would keep it from forming the cluster. It may reach others as soon as the
 /// cluster's id is known.
-pub(super) async fn join(
+async fn join(
     raft: &Raft,
     log: &Log,
     path: &Path,
@@ -146,7 +176,7 @@ pub(super) async fn join(
 
 /// A lone voter needs nobody's consent: it leads, and has applied all of its
 /// log, before it serves; so what clients saw before a restart they see after.
-pub(super) async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
+async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
     let mut changes = raft.metrics();
     let voters = loop {
         let metrics = changes.borrow_watched().clone();

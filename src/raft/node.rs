@@ -11,7 +11,7 @@ use openraft::{Instant as _, ServerState};
 use tokio::task::{AbortHandle, spawn_blocking};
 
 use super::copies::Copies;
-use super::join::{self, config, lead_if_alone, open_log, refused};
+use super::join::{self, Beginning, open_log, refused};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
@@ -111,25 +111,20 @@ impl Node {
             true => Some(peer::listen(options.peer_listen).await?),
             false => None,
         };
-        let config = Arc::new(config(&options)?);
-        let network = Network {
-            peers: peers.clone(),
-            copies: Arc::clone(&copies),
+        let beginning = Beginning {
+            network: Network {
+                peers: peers.clone(),
+                copies: Arc::clone(&copies),
+            },
+            store,
+            machine,
+            log: log.clone(),
+            path: dir.raft_log(),
+            recorded,
+            options: options.clone(),
         };
         // On a task of its own: what is applied again blocks it.
-        let mut starting = tokio::spawn({
-            let (log, path, peers) = (log.clone(), dir.raft_log(), peers.clone());
-            let options = options.clone();
-            async move {
-                let raft = Raft::new(options.id, config, network, store, machine)
-                    .await
-                    .map_err(refused)?;
-                let local = peers.local();
-                let cluster_id = join::join(&raft, &log, &path, recorded, &options, local).await?;
-                lead_if_alone(&raft, options.id).await?;
-                Ok::<_, StartError>((raft, cluster_id))
-            }
-        });
+        let mut starting = tokio::spawn(beginning.begin());
         let (raft, cluster_id) = tokio::select! {
             started = &mut starting => started.map_err(refused)??,
             // Nobody is served yet who would be worth waiting for.
