@@ -68,6 +68,11 @@ impl Redb {
     /// Opens an existing file; one that was not closed is repaired in place.
     pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
         let database = open(path)?;
+        settle(&database).map_err(|source| StorageError::Redb {
+            operation: "write",
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
         let applied = read_applied(&database, path)?;
         Ok(Self {
             path: path.to_owned(),
@@ -192,6 +197,14 @@ fn open(path: &Path) -> Result<Database, StorageError> {
         }),
         None => Ok(database),
     }
+}
+
+/// Commits nothing, in one phase. Closing or repairing the file was a commit in
+/// two phases, after which its header cannot tell a crash in the next commit
+/// from a flipped bit ([`Header::commit`](crate::format::header::Header::commit)),
+/// unless that one leaves the data as it is.
+pub(super) fn settle(database: &Database) -> Result<(), redb::Error> {
+    Ok(database.begin_write()?.commit()?)
 }
 
 fn read_applied(database: &Database, path: &Path) -> Result<Applied, StorageError> {
@@ -400,6 +413,25 @@ mod tests {
         };
         let payload = Payload::Normal(Request::Set { key, value });
         Entry { log_id, payload }
+    }
+
+    /// A node that was killed in its first commit after a start was refused its
+    /// data from then on: the header pointed back at another commit.
+    #[test]
+    fn an_open_database_can_be_judged_after_a_crash_in_the_next_commit() {
+        const FLAGS: usize = 9;
+        const TWO_PHASE_COMMIT: u8 = 4;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state-machine.redb");
+        let file = durable::create_new(&path).unwrap();
+        target::redb::create_empty(&path, &file).unwrap();
+        let flags = || std::fs::read(&path).unwrap()[FLAGS];
+        assert_ne!(flags() & TWO_PHASE_COMMIT, 0, "closed");
+        for _ in 0..2 {
+            let store = Redb::open(&path).unwrap();
+            assert_eq!(flags() & TWO_PHASE_COMMIT, 0, "open");
+            store.close().unwrap();
+        }
     }
 
     #[test]

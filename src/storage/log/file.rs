@@ -27,6 +27,7 @@ use crate::format::record::{self, LogId, RecordError};
 use crate::format::tables;
 use crate::layout;
 use crate::panics;
+use crate::storage::redb::settle;
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::RAFT_META);
@@ -108,6 +109,7 @@ impl LogFile {
             error => cannot_open(path, error),
         })?;
         let found = look(path, &database)?;
+        contained(|| settle(&database)).map_err(|error| LogError::of("write", path, error))?;
         let file = Self {
             path: path.to_owned(),
             patience,
