@@ -14,12 +14,14 @@
 //! 6. [`offline`]: the same by hand, for `aspen-migrate`.
 //! 7. [`storage`]: the Raft log and the state machines, opened only with what
 //!    migration returns.
-//! 8. [`raft`]: the node; the only place that names openraft.
-//! 9. [`http`]: the API.
-//! 10. [`supervisor`]: start order, signals, stop order.
+//! 8. [`certificate`]: certificates and keys for TLS.
+//! 9. [`raft`]: the node; the only place that names openraft.
+//! 10. [`http`]: the API.
+//! 11. [`supervisor`]: start order, signals, stop order.
 //!
 //! The two programs in `src/bin/` parse, call one function here, and exit.
 
+pub mod certificate;
 pub mod config;
 pub mod durable;
 pub mod exit;

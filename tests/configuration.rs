@@ -54,6 +54,9 @@ fn what_the_template_shows_commented_out_are_the_defaults() {
     // These show what packages use, and examples.
     expected.http.tls_certificate = Some("/etc/aspen/tls.crt".into());
     expected.http.tls_key = Some("/etc/aspen/tls.key".into());
+    expected.cluster.tls_certificate = Some("/etc/aspen/peer.crt".into());
+    expected.cluster.tls_key = Some("/etc/aspen/peer.key".into());
+    expected.cluster.tls_ca = Some("/etc/aspen/peer-ca.crt".into());
     expected.node.data_dir = "/var/lib/aspen".into();
     expected.log.file = Some("/var/log/aspen/node.log".into());
     expected.cluster.initial_members = shown.settings.cluster.initial_members.clone();
@@ -85,8 +88,17 @@ fn what_the_template_shows_in_place_of_a_secret_is_refused() {
     let shown = TEMPLATE.lines().filter(|line| line.ends_with(NO_SECRET));
     let mut tested = 0;
     for line in shown {
-        let (_dir, path) = written(&format!("[http]\n{}\n", line.trim_start_matches('#')));
-        assert!(load(&Overrides::default(), [], &path).is_err(), "{line}");
+        let line = line.trim_start_matches('#');
+        let section = match line.starts_with("secret") {
+            true => "cluster",
+            false => "http",
+        };
+        let (_dir, path) = written(&format!("[{section}]\n{line}\n"));
+        let refused = load(&Overrides::default(), [], &path).unwrap_err();
+        assert!(
+            refused.to_string().contains("not shown"),
+            "{line}: {refused}"
+        );
         tested += 1;
     }
     assert_eq!(tested, KEYS.iter().filter(|key| key.secret).count());

@@ -13,12 +13,13 @@ pub struct FilterError {
     part: String,
 }
 
-/// The consensus library tells developers its every step at `info`; operators
-/// who want that ask for this target.
+/// The consensus library tells developers its every step at `info`, and every
+/// failed attempt to reach a node at `warn`, several a second; the node itself
+/// says once what has changed. Operators who want more ask for this target.
 const CHATTY: &str = "openraft";
 
 /// Parses `LEVEL` and `TARGET=LEVEL`, separated by commas. A level for all
-/// targets is for `openraft` no more than `warn`.
+/// targets is for `openraft` no more than `error`.
 ///
 /// Stricter than the parsers of `tracing-subscriber`: there a misspelt level,
 /// `inof`, is a target, which silences everything else without a word.
@@ -38,7 +39,7 @@ pub fn parse(filter: &str) -> Result<Targets, FilterError> {
             let level = level_of(level).filter(|_| target != Some(""));
             match (target, level) {
                 (None, Some(level)) => {
-                    let chatty = level.min(LevelFilter::WARN);
+                    let chatty = level.min(LevelFilter::ERROR);
                     let own = targets.iter().any(|(target, _)| target == CHATTY);
                     let targets = targets.with_default(level);
                     Ok(match own {
@@ -86,8 +87,8 @@ mod tests {
     #[test]
     fn the_consensus_library_is_quiet_unless_asked() {
         let filter = parse("debug").unwrap();
-        assert!(filter.would_enable("openraft::core", &Level::WARN));
-        assert!(!filter.would_enable("openraft::core", &Level::INFO));
+        assert!(filter.would_enable("openraft::core", &Level::ERROR));
+        assert!(!filter.would_enable("openraft::core", &Level::WARN));
         assert!(
             !parse("off")
                 .unwrap()

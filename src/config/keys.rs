@@ -157,6 +157,27 @@ pub static KEYS: &[Key] = &[
     )
     .or("127.0.0.1:7000"),
     Key::new(
+        "cluster.secret",
+        Kind::Token,
+        "What only the nodes of the cluster know, 16 to 128 characters, the same on all.",
+    )
+    .secret(),
+    Key::new(
+        "cluster.tls_certificate",
+        Kind::Path,
+        "This node's certificate for other nodes, with its chain, as PEM.",
+    ),
+    Key::new(
+        "cluster.tls_key",
+        Kind::Path,
+        "The private key of that certificate, as PEM.",
+    ),
+    Key::new(
+        "cluster.tls_ca",
+        Kind::Path,
+        "The certificates that have signed those of all nodes, as PEM.",
+    ),
+    Key::new(
         "cluster.sqlite.pool_size",
         Kind::Integer {
             min: 1,

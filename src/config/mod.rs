@@ -18,6 +18,7 @@ pub mod filter;
 mod fragments;
 pub mod keys;
 mod kind;
+mod peers;
 mod report;
 pub mod rewrite;
 pub mod settings;

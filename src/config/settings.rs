@@ -254,9 +254,44 @@ pub struct Cluster {
     pub sqlite: Sqlite,
     /// Where other nodes connect.
     pub peer_listen: SocketAddr,
+    /// What only the nodes of the cluster know.
+    #[serde(default)]
+    pub secret: Option<Secret>,
+    /// This node's certificate for other nodes; there are all three files or none.
+    #[serde(default)]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key's file.
+    #[serde(default)]
+    pub tls_key: Option<PathBuf>,
+    /// The certificates that have signed those of all nodes.
+    #[serde(default)]
+    pub tls_ca: Option<PathBuf>,
     /// The members by id; empty means this node alone.
     #[serde(default, deserialize_with = "members_by_id")]
     pub initial_members: BTreeMap<u64, Member>,
+}
+
+impl Cluster {
+    /// The files for TLS between nodes.
+    #[must_use]
+    pub fn tls(&self) -> Option<PeerFiles> {
+        Some(PeerFiles {
+            certificate: self.tls_certificate.clone()?,
+            key: self.tls_key.clone()?,
+            ca: self.tls_ca.clone()?,
+        })
+    }
+}
+
+/// The files for TLS between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerFiles {
+    /// The certificate with its chain.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Who signs the certificates of nodes.
+    pub ca: PathBuf,
 }
 
 /// `[cluster.sqlite]`
@@ -326,6 +361,7 @@ pub(super) fn conflicts(settings: &Settings) -> Vec<Conflict> {
     found.extend(half_of_tls(settings));
     found.extend(unprotected_listener(settings));
     found.extend(rare_heartbeats(settings));
+    found.extend(super::peers::conflicts(&settings.cluster));
     found.extend(same_listener(settings));
     found.extend(incomplete_members(settings));
     found.extend(shared_addresses(settings));

@@ -407,6 +407,10 @@ log.file                        = '/tmp/a "b".log' # environment ASPEN_LOG__FILE
 # http.tls_key is not set: The private key of the certificate, as PEM.
 # http.token is not set: The token that requests need, 16 to 128 characters; health needs none.
 # http.admin_token is not set: The token that /admin needs; it opens everything else too.
+# cluster.secret is not set: What only the nodes of the cluster know, 16 to 128 characters, the same on all.
+# cluster.tls_certificate is not set: This node's certificate for other nodes, with its chain, as PEM.
+# cluster.tls_key is not set: The private key of that certificate, as PEM.
+# cluster.tls_ca is not set: The certificates that have signed those of all nodes, as PEM.
 # Note: cluster.storage_backend is "sqlite" by environment ASPEN_STORAGE_BACKEND, although file FILE line 2 says "redb"
 "##;
     assert_eq!(report.replace(&path, "FILE"), expected);

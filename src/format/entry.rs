@@ -86,6 +86,23 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Bytes of its keys and values.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let all = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| k.len() + v.len()).sum();
+        match self {
+            Self::Set { key, value } => key.len() + value.len(),
+            Self::SetMulti { pairs } => all(pairs),
+            Self::Delete { key } => key.len(),
+            Self::CompareAndSet { key, expect, value } => {
+                key.len() + expect.as_ref().map_or(0, String::len) + value.len()
+            }
+            Self::Batch { set, delete } => all(set) + delete.iter().map(String::len).sum::<usize>(),
+        }
+    }
+}
+
 /// The kind and size only: keys and values belong into no log.
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,7 +7,7 @@ use std::ops::{Bound, RangeBounds};
 use openraft::alias::{LogIdOf, VoteOf};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::types::{
     RaftEntry, Types, from_entry, from_log_id, from_vote, to_entry, to_log_id, to_vote,
@@ -21,9 +21,26 @@ const MAX_MESSAGE_BYTES: u64 = 2 << 20;
 
 /// The log as openraft sees it.
 #[derive(Clone)]
-pub(super) struct LogStore(pub(super) Log);
+pub(super) struct LogStore {
+    log: Log,
+    durable: watch::Sender<Durable>,
+}
+
+/// The index behind the last durable entry; `None` when the log has failed.
+pub(super) type Durable = Option<u64>;
 
 impl LogStore {
+    pub(super) fn new(log: Log) -> Self {
+        let next = log.bounds().last.map_or(0, |last| last.index + 1);
+        let (durable, _) = watch::channel(Some(next));
+        Self { log, durable }
+    }
+
+    /// How far the log is durable, now and later.
+    pub(super) fn durable(&self) -> watch::Receiver<Durable> {
+        self.durable.subscribe()
+    }
+
     /// Entries may lie on disk only: reading them must not hold up the event loop.
     async fn read(
         &self,
@@ -33,10 +50,10 @@ impl LogStore {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let entries = if self.0.in_memory(range.start) {
-            self.0.read(range, max_bytes)
+        let entries = if self.log.in_memory(range.start) {
+            self.log.read(range, max_bytes)
         } else {
-            let log = self.0.clone();
+            let log = self.log.clone();
             tokio::task::spawn_blocking(move || log.read(range, max_bytes))
                 .await
                 .map_err(io::Error::other)?
@@ -48,7 +65,7 @@ impl LogStore {
     async fn durably(&self, ask: impl FnOnce(&Log, Done)) -> io::Result<()> {
         let (done, finished) = oneshot::channel();
         ask(
-            &self.0,
+            &self.log,
             Box::new(move |result| {
                 // Nobody waits any more when the node is stopping.
                 let _ = done.send(result);
@@ -95,7 +112,7 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<VoteOf<Types>>> {
-        Ok(self.0.vote().map(from_vote))
+        Ok(self.log.vote().map(from_vote))
     }
 }
 
@@ -103,7 +120,7 @@ impl RaftLogStorage<Types> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
-        let bounds = self.0.bounds();
+        let bounds = self.log.bounds();
         Ok(LogState {
             last_purged_log_id: bounds.last_purged.map(from_log_id),
             last_log_id: bounds.last.map(from_log_id),
@@ -120,12 +137,12 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogIdOf<Types>>) -> io::Result<()> {
-        self.0.save_committed(committed.as_ref().map(to_log_id));
+        self.log.save_committed(committed.as_ref().map(to_log_id));
         Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogIdOf<Types>>> {
-        Ok(self.0.committed().map(from_log_id))
+        Ok(self.log.committed().map(from_log_id))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
@@ -133,16 +150,28 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(to_entry).collect();
-        let done = Box::new(move |result| callback.io_completed(result));
-        self.0.append(entries, done);
+        let entries: Vec<_> = entries.into_iter().map(to_entry).collect();
+        let last = entries.last().map(|entry| entry.log_id.index);
+        let durable = self.durable.clone();
+        let done = Box::new(move |result: io::Result<()>| {
+            match (&result, last) {
+                (Ok(()), Some(last)) => drop(durable.send_replace(Some(last + 1))),
+                (Ok(()), None) => {}
+                (Err(_), _) => drop(durable.send_replace(None)),
+            }
+            callback.io_completed(result);
+        });
+        self.log.append(entries, done);
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogIdOf<Types>>) -> io::Result<()> {
         let last = last.as_ref().map(to_log_id);
         self.durably(|log, done| log.truncate_after(last, done))
-            .await
+            .await?;
+        let next = last.map_or(0, |last| last.index + 1);
+        self.durable.send_replace(Some(next));
+        Ok(())
     }
 
     /// Does not wait: an entry that is still there after a crash is purged again.
@@ -152,7 +181,7 @@ impl RaftLogStorage<Types> for LogStore {
                 tracing::error!("The Raft log could not be purged: {error}");
             }
         };
-        self.0.purge(to_log_id(&upto), Box::new(failed));
+        self.log.purge(to_log_id(&upto), Box::new(failed));
         Ok(())
     }
 }

@@ -7,6 +7,10 @@
 //! many entries, only to have the right to shorten the log, would cost more
 //! than all writes together.
 //!
+//! An entry is applied when it is durable in this node's own log, too: a majority
+//! may consist of others, and after a crash the state machine would be ahead of
+//! the log that it is checked against.
+//!
 //! A full disk is waited out: an error here would end the node, and nothing is
 //! lost by waiting, since the entries are durable in the log. Reads go on.
 
@@ -20,9 +24,16 @@ use futures_util::{Stream, StreamExt as _};
 use openraft::alias::{LogIdOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder, Snapshot};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
-use super::types::{Id, Leader, Meta, Stored, Types, from_log_id, from_stored, to_entry};
+use super::log::Durable;
+use super::start;
+use super::types::{
+    Id, Leader, Meta, Stored, Types, from_log_id, from_stored, to_entry, to_log_id,
+};
 use crate::format::entry::Entry;
+use crate::storage::log::Log;
 use crate::storage::{Applied, StateMachine, StorageError};
 use crate::telemetry::Chain;
 
@@ -39,7 +50,6 @@ pub(crate) enum SnapshotData {
     /// description says.
     Live(Arc<dyn StateMachine>),
     /// A complete copy, received from a peer.
-    #[allow(dead_code, reason = "received copies arrive with the peer protocol")]
     Received(PathBuf),
 }
 
@@ -97,6 +107,9 @@ impl Condition {
 pub(super) struct Machine {
     pub(super) state_machine: Arc<dyn StateMachine>,
     pub(super) condition: Arc<Condition>,
+    /// This node's log, and how far it is durable.
+    pub(super) log: Log,
+    pub(super) durable: watch::Receiver<Durable>,
     /// Where a copy of another live state machine is made before it is installed.
     pub(super) copy: PathBuf,
 }
@@ -113,11 +126,32 @@ impl Machine {
             .map_err(io::Error::other)?
     }
 
-    async fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) -> io::Result<()> {
+    /// Returns once the entry at `index` is durable in this node's own log.
+    async fn durable(&mut self, index: u64) -> io::Result<()> {
+        let reached = |durable: &Durable| durable.is_none_or(|next| next > index);
+        loop {
+            let waited = timeout(RETRY_AFTER, self.durable.wait_for(reached)).await;
+            let failed = match &waited {
+                Ok(Ok(next)) => next.is_none(),
+                Ok(Err(_)) => true,
+                Err(_) => self.condition.stopping.load(Ordering::Relaxed),
+            };
+            match (failed, waited) {
+                (true, _) => return Err(io::Error::other("the log takes no more entries")),
+                (false, Ok(_)) => return Ok(()),
+                (false, Err(_)) => {}
+            }
+        }
+    }
+
+    async fn apply_batch(&mut self, batch: Vec<EntryResponder<Types>>) -> io::Result<()> {
         let (entries, responders): (Vec<Entry>, Vec<_>) = batch
             .into_iter()
             .map(|(entry, responder)| (to_entry(entry), responder))
             .unzip();
+        if let Some(last) = entries.last() {
+            self.durable(last.log_id.index).await?;
+        }
         // In place: handing a batch to another thread and back takes longer than
         // applying it. Others go on meanwhile on the runtime's other threads.
         let apply = || self.state_machine.apply(&entries);
@@ -196,8 +230,9 @@ impl RaftStateMachine<Types> for Machine {
         }
     }
 
-    async fn install_snapshot(&mut self, _meta: &Meta, data: SnapshotData) -> io::Result<()> {
-        let copy = self.copy.clone();
+    async fn install_snapshot(&mut self, meta: &Meta, data: SnapshotData) -> io::Result<()> {
+        let (copy, log) = (self.copy.clone(), self.log.clone());
+        let position = meta.last_log_id.as_ref().map(to_log_id);
         self.blocking(move |machine, condition| {
             let file = match data {
                 SnapshotData::Received(file) => file,
@@ -207,6 +242,11 @@ impl RaftStateMachine<Types> for Machine {
                     copy
                 }
             };
+            // Until the log is purged up to there, it may end before the state
+            // machine; after a crash the next start has to know why.
+            if let Some(position) = position {
+                start::record_installing(&log, position).map_err(io::Error::other)?;
+            }
             condition
                 .wait_out(|| machine.install_snapshot(&file))
                 .map(|_| ())

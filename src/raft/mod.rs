@@ -4,7 +4,9 @@
 //! - `types`: the types of consensus, and how they map to records.
 //! - `log`, `machine`, `network`: openraft's views of the log store, the state
 //!   machine and the peers.
-//! - `start`: what is checked before consensus starts.
+//! - `peer`: what nodes say to each other. `copies`: of the state machine.
+//! - `start`: what is checked before consensus starts; `join`: the cluster that
+//!   it then forms or finds.
 //! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
 //!   log is shortened.
 //!
@@ -13,27 +15,37 @@
 //! - A write is answered when it is durable on a majority and applied here. One
 //!   that is refused ([`RequestError::NoLeader`], [`RequestError::DiskFull`])
 //!   never entered the log; one that is [`RequestError::Unconfirmed`] did.
+//! - An entry is applied here only when it is durable here, however many others
+//!   have it; a node never leads again in a term in which it led before a restart.
 //! - The log is purged only up to what the state machine has made durable.
 //! - An error of the disk that is not just a full one ends the node: what it
 //!   would answer afterwards could not be trusted.
 
 mod compact;
+mod copies;
+mod join;
 mod log;
 mod machine;
 mod network;
 mod node;
+mod peer;
 mod reads;
 mod start;
 #[cfg(test)]
 mod suite;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::machine::Condition;
 use crate::format::entry::Outcome;
 use crate::format::record::LogId;
+use crate::storage::log::Log;
+use crate::storage::space::Space;
 use crate::storage::{Sizes, StorageError};
 
 pub use self::node::{Node, Options};
@@ -42,6 +54,10 @@ pub use self::start::StartError;
 /// How long a request may wait for its confirmation: several elections at the
 /// longest timeout that makes sense, and less than clients wait.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
+
+/// How long a request waits for there to be a leader: an election and a second
+/// one, at the timeouts that nodes have unless they are told otherwise.
+const LEADER_TIME: Duration = Duration::from_secs(5);
 
 /// How fresh a read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +98,26 @@ pub enum RequestError {
     /// The state machine fails; the reason is in the log.
     #[error("the state machine failed; see the node's log")]
     Storage(Arc<StorageError>),
+}
+
+/// Whether writes may enter the log.
+struct Gate {
+    log: Log,
+    condition: Arc<Condition>,
+    space: Space,
+}
+
+impl Gate {
+    /// Why no write is taken at the moment.
+    fn full(&self) -> Option<String> {
+        let low = || self.space.check().err().map(|full| full.to_string());
+        self.waits().or_else(low)
+    }
+
+    /// What waits for space at the moment.
+    fn waits(&self) -> Option<String> {
+        self.log.stalled().or_else(|| self.condition.full())
+    }
 }
 
 /// What a Raft snapshot covers.

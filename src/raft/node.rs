@@ -1,36 +1,35 @@
 //! The node's handle: start, requests, status, stop.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, RaftError};
-use openraft::impls::BasicNode;
-use openraft::{Config, Instant as _, ServerState, SnapshotPolicy};
-use tokio::task::spawn_blocking;
+use openraft::{Instant as _, ServerState};
+use tokio::task::{AbortHandle, spawn_blocking};
 
+use super::copies::Copies;
+use super::join::{self, Beginning, open_log, refused};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
-use super::reads::{Raft, Reads, confirm, failed};
-use super::start::{self, Identity, Pair, StartError};
-use super::types::{to_log_id, to_membership};
+use super::peer::{self, Leader, Peers, Receiver, Service};
+use super::reads::{Raft, Reads, failed};
+use super::start::StartError;
+use super::types::to_log_id;
 use super::{
-    Backup, Consistency, Member, REQUEST_TIME, RequestError, SnapshotDone, Status, Written, compact,
+    Backup, Consistency, Gate, LEADER_TIME, Member, RequestError, SnapshotDone, Status, Written,
+    compact,
 };
-use crate::durable;
+use crate::certificate::TlsError;
+use crate::config::settings::{PeerFiles, Secret};
 use crate::format::entry::Request;
 use crate::format::record::LogId;
 use crate::layout::DataDir;
-use crate::storage::log::Log;
 use crate::storage::space::Space;
 use crate::storage::{Checkpoint, Page, Range, StateMachine, StorageError};
-
-/// How often a start looks whether it waits for space.
-const LOOK_FOR_SPACE: Duration = Duration::from_millis(100);
 
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
@@ -39,8 +38,12 @@ pub struct Options {
     pub id: u64,
     /// The members that form a new cluster and their addresses; this node alone if empty.
     pub members: BTreeMap<u64, String>,
-    /// This node's own address, for a cluster of its own.
-    pub address: String,
+    /// Where other nodes connect; its own address in a cluster of its own.
+    pub peer_listen: SocketAddr,
+    /// What only the nodes of the cluster know.
+    pub secret: Option<Secret>,
+    /// The certificate for other nodes; without one, connections are not encrypted.
+    pub tls: Option<PeerFiles>,
     /// How long a follower waits for its leader, at least; at most twice as long.
     pub election_timeout: Duration,
     /// How often a leader shows itself.
@@ -59,16 +62,15 @@ pub struct Node(Arc<Inner>);
 struct Inner {
     id: u64,
     cluster_id: String,
-    dir: DataDir,
     raft: Raft,
-    log: Log,
     state_machine: Arc<dyn StateMachine>,
-    condition: Arc<Condition>,
+    gate: Arc<Gate>,
+    leader: Leader,
+    peers: Peers,
     reads: Reads,
-    space: Space,
-    /// Copies are made one at a time: they share a name while they are made.
-    copying: tokio::sync::Mutex<()>,
-    compaction: tokio::task::AbortHandle,
+    copies: Arc<Copies>,
+    compaction: AbortHandle,
+    listening: AbortHandle,
 }
 
 impl Node {
@@ -82,57 +84,78 @@ impl Node {
         state_machine: Arc<dyn StateMachine>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let path = dir.raft_log();
         let checked = {
-            let (path, machine) = (path.clone(), Arc::clone(&state_machine));
+            let (path, machine) = (dir.raft_log(), Arc::clone(&state_machine));
             let id = options.id;
             spawn_blocking(move || open_log(&path, machine.as_ref(), id)).await
         };
         let (log, recorded) =
             checked.map_err(|_| StartError::Raft("a thread ended unexpectedly".into()))??;
         let condition = Arc::new(Condition::default());
-        let machine = Machine {
-            state_machine: Arc::clone(&state_machine),
+        let gate = Arc::new(Gate {
+            log: log.clone(),
             condition: Arc::clone(&condition),
+            space: Space::new(dir.path()),
+        });
+        let store = LogStore::new(log.clone());
+        let machine = Machine {
+            log: log.clone(),
+            durable: store.durable(),
+            state_machine: Arc::clone(&state_machine),
+            condition,
             copy: dir.copy(),
         };
-        let config = Arc::new(config(&options)?);
+        let copies = Arc::new(Copies::new(&state_machine, dir.copy()));
+        let peers = join::peers(&options, recorded.as_ref())?;
+        let listener = match peer::has_others(options.members.keys(), options.id) {
+            true => Some(peer::listen(options.peer_listen).await?),
+            false => None,
+        };
+        let beginning = Beginning {
+            network: Network {
+                peers: peers.clone(),
+                copies: Arc::clone(&copies),
+            },
+            store,
+            machine,
+            log: log.clone(),
+            path: dir.raft_log(),
+            recorded,
+            options: options.clone(),
+        };
         // On a task of its own: what is applied again blocks it.
-        let mut starting = tokio::spawn({
-            let (log, options) = (log.clone(), options.clone());
-            async move {
-                let store = LogStore(log.clone());
-                let raft = Raft::new(options.id, config, Network, store, machine)
-                    .await
-                    .map_err(refused)?;
-                let cluster_id = join(&raft, &log, &path, recorded, &options).await?;
-                lead_if_alone(&raft, options.id).await?;
-                Ok::<_, StartError>((raft, cluster_id))
-            }
-        });
+        let mut starting = tokio::spawn(beginning.begin());
         let (raft, cluster_id) = tokio::select! {
             started = &mut starting => started.map_err(refused)??,
             // Nobody is served yet who would be worth waiting for.
-            why = out_of_space(&log, &condition) => {
-                condition.stopping.store(true, Ordering::Relaxed);
+            why = join::out_of_space(&gate) => {
+                gate.condition.stopping.store(true, Ordering::Relaxed);
                 starting.abort();
                 return Err(StartError::Full(why));
             }
         };
+        let leader = Leader::new(raft.clone(), peers.clone(), Arc::clone(&gate));
+        let service = Arc::new(Service {
+            raft: raft.clone(),
+            peers: peers.clone(),
+            leader: leader.clone(),
+            receiver: Arc::new(Receiver::new(dir.received())),
+        });
+        let listening = tokio::spawn(peer::serve(listener, options.peer_listen, service));
         let compaction = compact::start(&raft, &log, state_machine.backend(), options.log_keep);
-        let reads = Reads::start(&raft, &state_machine, options.readers);
+        let reads = Reads::start(&leader, &state_machine, options.readers);
         Ok(Self(Arc::new(Inner {
             id: options.id,
             cluster_id,
-            space: Space::new(dir.path()),
-            dir: dir.clone(),
             raft,
-            log,
             state_machine,
-            condition,
+            gate,
+            leader,
+            peers,
             reads,
-            copying: tokio::sync::Mutex::new(()),
+            copies,
             compaction,
+            listening: listening.abort_handle(),
         })))
     }
 
@@ -141,22 +164,7 @@ impl Node {
     /// # Errors
     /// See [`RequestError`]: which of them say that nothing was done.
     pub async fn write(&self, request: Request) -> Result<Written, RequestError> {
-        let node = &self.0;
-        if let Some(why) = self.full() {
-            return Err(RequestError::DiskFull(why));
-        }
-        let written = tokio::time::timeout(REQUEST_TIME, node.raft.client_write(request)).await;
-        match written {
-            Ok(Ok(response)) => Ok(Written {
-                index: response.log_id.index(),
-                outcome: response.data,
-            }),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
-                Err(RequestError::NoLeader)
-            }
-            // Anything else may have come after the entry was appended.
-            Ok(Err(_)) | Err(_) => Err(RequestError::Unconfirmed),
-        }
+        self.0.leader.write(request, LEADER_TIME).await
     }
 
     /// The value of a key.
@@ -177,7 +185,7 @@ impl Node {
     /// See [`RequestError`].
     pub async fn scan(&self, range: Range, consistency: Consistency) -> Result<Page, RequestError> {
         if consistency == Consistency::Linearizable {
-            confirm(&self.0.raft).await?;
+            self.0.leader.confirm(LEADER_TIME).await?;
         }
         self.blocking(move |machine| machine.scan(&range)).await
     }
@@ -212,9 +220,11 @@ impl Node {
     /// # Errors
     /// When the state machine fails or the disk is full.
     pub async fn backup(&self) -> Result<Backup, RequestError> {
-        let _one_at_a_time = self.0.copying.lock().await;
-        let path = self.0.dir.copy();
-        self.blocking(move |machine| copy(machine, &path)).await
+        let copy = self.0.copies.make().await.map_err(unanswered)?;
+        Ok(Backup {
+            file: copy.file,
+            last_applied: copy.applied.last_applied,
+        })
     }
 
     /// Whether linearizable requests are served now.
@@ -222,7 +232,7 @@ impl Node {
     /// # Errors
     /// Why not.
     pub async fn ready(&self) -> Result<(), RequestError> {
-        confirm(&self.0.raft).await
+        self.0.leader.confirm(Duration::ZERO).await
     }
 
     /// The last applied entry.
@@ -230,13 +240,6 @@ impl Node {
     pub fn last_applied(&self) -> Option<LogId> {
         let applied = self.0.state_machine.applied();
         applied.ok().and_then(|applied| applied.last_applied)
-    }
-
-    /// Why no write is taken at the moment.
-    fn full(&self) -> Option<String> {
-        let node = &self.0;
-        let waiting = node.log.stalled().or_else(|| node.condition.full());
-        waiting.or_else(|| node.space.check().err().map(|full| full.to_string()))
     }
 
     /// What is going on.
@@ -275,8 +278,8 @@ impl Node {
                 .map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
             backend: node.state_machine.backend(),
             sizes: node.state_machine.sizes(),
-            log_bytes: node.log.file_bytes(),
-            full: self.full(),
+            log_bytes: node.gate.log.file_bytes(),
+            full: node.gate.full(),
             failed: metrics.running_state.err().map(|fatal| fatal.to_string()),
         }
     }
@@ -295,6 +298,15 @@ impl Node {
         }
     }
 
+    /// Reads the certificate for other nodes again, for connections from now on.
+    ///
+    /// # Errors
+    /// When it cannot be used; the one in use stays.
+    pub fn renew_certificate(&self, files: &PeerFiles) -> Result<(), TlsError> {
+        peer::warn_of(&self.0.peers.local().renew(files)?);
+        Ok(())
+    }
+
     /// Stops consensus, then closes log and state machine. Requests fail afterwards.
     ///
     /// # Errors
@@ -302,11 +314,12 @@ impl Node {
     pub async fn stop(&self) -> Result<(), StartError> {
         let node = &self.0;
         node.compaction.abort();
-        node.condition.stopping.store(true, Ordering::Relaxed);
+        node.listening.abort();
+        node.gate.condition.stopping.store(true, Ordering::Relaxed);
         if node.raft.shutdown().await.is_err() {
             tracing::error!("Consensus did not end in order");
         }
-        let (log, machine) = (node.log.clone(), Arc::clone(&node.state_machine));
+        let (log, machine) = (node.gate.log.clone(), Arc::clone(&node.state_machine));
         let closed = spawn_blocking(move || {
             let log = log.close();
             machine.close()?;
@@ -325,162 +338,15 @@ impl Node {
         spawn_blocking(move || work(machine.as_ref()))
             .await
             .map_err(|_| RequestError::Stopping)?
-            .map_err(|error| match error.is_full() {
-                true => RequestError::DiskFull(error.to_string()),
-                false => failed(error),
-            })
+            .map_err(unanswered)
     }
 }
 
-/// Opens the log and checks it against configuration and state machine.
-fn open_log(
-    path: &Path,
-    machine: &dyn StateMachine,
-    id: u64,
-) -> Result<(Log, Option<Identity>), StartError> {
-    let applied = machine.applied()?;
-    if let Some(position) = applied.last_applied.filter(|_| !path.exists()) {
-        tracing::warn!(
-            "There is no Raft log {}: a new one begins behind {position}. Votes that this node \
-             gave before are forgotten",
-            path.display()
-        );
+fn unanswered(error: StorageError) -> RequestError {
+    match error.is_full() {
+        true => RequestError::DiskFull(error.to_string()),
+        false => failed(error),
     }
-    let log = Log::open(path, applied.last_applied)?;
-    let recorded = start::recorded(&log, path)?;
-    start::check_identity(recorded.as_ref(), id, path)?;
-    if recorded.is_none() {
-        start::check_member(&applied.membership.membership, id, path)?;
-    }
-    let at_applied = match applied.last_applied {
-        Some(applied) => log.read(applied.index..applied.index + 1, u64::MAX)?,
-        None => Vec::new(),
-    };
-    let pair = Pair {
-        applied: &applied,
-        bounds: log.bounds(),
-        at_applied: at_applied.first().map(|entry| entry.log_id),
-        log: path,
-    };
-    start::check(&pair)?;
-    Ok((log, recorded))
-}
-
-fn config(options: &Options) -> Result<Config, StartError> {
-    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let election = milliseconds(options.election_timeout);
-    Config {
-        cluster_name: "aspen".into(),
-        heartbeat_interval: milliseconds(options.heartbeat),
-        election_timeout_min: election,
-        election_timeout_max: election.saturating_mul(2),
-        // `compact` decides by bytes, which openraft cannot.
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        enable_pre_vote: Some(true),
-        ..Config::default()
-    }
-    .validate()
-    .map_err(|error| StartError::Raft(error.to_string()))
-}
-
-fn refused(error: impl std::fmt::Display) -> StartError {
-    StartError::Raft(error.to_string())
-}
-
-/// Forms the cluster where there is none yet, and records whose data this is.
-async fn join(
-    raft: &Raft,
-    log: &Log,
-    path: &Path,
-    recorded: Option<Identity>,
-    options: &Options,
-) -> Result<String, StartError> {
-    let mut members = options.members.clone();
-    if members.is_empty() {
-        members.insert(options.id, options.address.clone());
-    }
-    if !raft.is_initialized().await.map_err(refused)? {
-        let nodes: BTreeMap<u64, BasicNode> = members
-            .iter()
-            .map(|(id, address)| (*id, BasicNode::new(address)))
-            .collect();
-        raft.initialize(nodes).await.map_err(refused)?;
-    } else if recorded.is_none() {
-        let stored = raft.metrics().borrow_watched().membership_config.clone();
-        let membership = to_membership(stored.membership());
-        start::check_member(&membership, options.id, path)?;
-        let nodes = membership.nodes.into_iter();
-        members = nodes.map(|(id, node)| (id, node.addr)).collect();
-    }
-    if let Some(identity) = recorded {
-        return Ok(identity.cluster_id);
-    }
-    let identity = Identity {
-        node_id: options.id,
-        cluster_id: start::cluster_id(&members),
-    };
-    let (log, path, recorded) = (log.clone(), path.to_owned(), identity.clone());
-    spawn_blocking(move || start::record(&log, &recorded, &path))
-        .await
-        .map_err(refused)??;
-    Ok(identity.cluster_id)
-}
-
-/// A lone voter needs nobody's consent: it leads, and has applied all of its
-/// log, before it serves; so what clients saw before a restart they see after.
-async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
-    let mut changes = raft.metrics();
-    let voters = loop {
-        let metrics = changes.borrow_watched().clone();
-        let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
-        // A cluster that was formed just now is told of a moment later.
-        if !voters.is_empty() {
-            break voters;
-        }
-        changes.changed().await.map_err(refused)?;
-    };
-    if voters != [id] {
-        return Ok(());
-    }
-    if raft.metrics().borrow_watched().current_leader != Some(id) {
-        raft.trigger().elect(false).await.map_err(refused)?;
-    }
-    loop {
-        {
-            let now = changes.borrow_watched();
-            if let Err(fatal) = &now.running_state {
-                return Err(refused(fatal));
-            }
-            let applied = now.last_applied.as_ref().map(|id| id.index());
-            if now.state == ServerState::Leader && applied >= now.last_log_index {
-                return Ok(());
-            }
-        }
-        changes.changed().await.map_err(refused)?;
-    }
-}
-
-/// Resolves when something waits for space, with the reason.
-async fn out_of_space(log: &Log, condition: &Condition) -> String {
-    let mut looks = tokio::time::interval(LOOK_FOR_SPACE);
-    loop {
-        looks.tick().await;
-        if let Some(why) = log.stalled().or_else(|| condition.full()) {
-            return why;
-        }
-    }
-}
-
-fn copy(machine: &dyn StateMachine, path: &Path) -> Result<Backup, StorageError> {
-    let file = durable::create_new(path)?;
-    let copied = machine.write_snapshot(path);
-    // Without a name, it is gone when the last handle to it is closed.
-    durable::remove(path)?;
-    Ok(Backup {
-        file,
-        last_applied: copied?.last_applied,
-    })
 }
 
 fn role(state: ServerState) -> &'static str {

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use openraft::ReadPolicy;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::machine::Machine;
+use super::peer::Leader;
 use super::types::Types;
-use super::{Consistency, RequestError};
+use super::{Consistency, LEADER_TIME, RequestError};
 use crate::storage::{StateMachine, StorageError};
 use crate::telemetry::Chain;
 
@@ -36,13 +36,17 @@ pub(super) struct Reads {
 impl Reads {
     /// `rounds` is how many rounds may be under way at once. The queues are
     /// bounded by the number of requests that the API lets in.
-    pub(super) fn start(raft: &Raft, state_machine: &Arc<dyn StateMachine>, rounds: usize) -> Self {
+    pub(super) fn start(
+        leader: &Leader,
+        state_machine: &Arc<dyn StateMachine>,
+        rounds: usize,
+    ) -> Self {
         let rounds = Arc::new(Semaphore::new(rounds));
         let queue = |consistency| {
             let (sender, receiver) = mpsc::unbounded_channel();
             let rounds = Arc::clone(&rounds);
-            let (raft, state_machine) = (raft.clone(), Arc::clone(state_machine));
-            tokio::spawn(serve(receiver, rounds, raft, state_machine, consistency));
+            let (leader, state_machine) = (leader.clone(), Arc::clone(state_machine));
+            tokio::spawn(serve(receiver, rounds, leader, state_machine, consistency));
             sender
         };
         Self {
@@ -67,7 +71,7 @@ impl Reads {
 async fn serve(
     mut queue: mpsc::UnboundedReceiver<Waiting>,
     rounds: Arc<Semaphore>,
-    raft: Raft,
+    leader: Leader,
     state_machine: Arc<dyn StateMachine>,
     consistency: Consistency,
 ) {
@@ -81,10 +85,10 @@ async fn serve(
             return;
         }
         let waiting = std::mem::take(&mut round);
-        let (raft, state_machine) = (raft.clone(), Arc::clone(&state_machine));
+        let (leader, state_machine) = (leader.clone(), Arc::clone(&state_machine));
         tokio::spawn(async move {
             if consistency == Consistency::Linearizable
-                && let Err(error) = confirm(&raft).await
+                && let Err(error) = leader.confirm(LEADER_TIME).await
             {
                 for read in waiting {
                     let _ = read.answer.send(Err(error.clone()));
@@ -98,28 +102,6 @@ async fn serve(
             drop(permit);
         });
     }
-}
-
-/// Returns once this node is known to lead and has applied all that was
-/// committed when the call began.
-pub(super) async fn confirm(raft: &Raft) -> Result<(), RequestError> {
-    let confirmed = async {
-        let linearizer = raft
-            .get_read_linearizer(ReadPolicy::ReadIndex)
-            .await
-            .map_err(|error| match error.fatal() {
-                Some(_) => RequestError::Stopping,
-                None => RequestError::NoLeader,
-            })?;
-        linearizer
-            .await_ready(raft)
-            .await
-            .map_err(|_| RequestError::Stopping)?;
-        Ok(())
-    };
-    tokio::time::timeout(super::REQUEST_TIME, confirmed)
-        .await
-        .unwrap_or(Err(RequestError::Timeout))
 }
 
 fn answer(state_machine: &dyn StateMachine, waiting: Vec<Waiting>) {

@@ -2,17 +2,24 @@
 //! that log and state machine belong together.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::TlsError;
 use crate::exit::Exit;
-use crate::format::record::{LogId, Membership};
+use crate::format::record::{self, LogId, Membership, RecordError};
 use crate::storage::log::{Bounds, Log, LogError};
 use crate::storage::{Applied, StorageError};
 
 /// Key of the identity in the log's metadata table: JSON.
 const IDENTITY: &str = "identity";
+
+/// Key of the last entry in the snapshot that was installed last, in the same
+/// table: a [`LogId`] in the encoding of the others.
+const INSTALLING: &str = "installing_snapshot";
 
 /// Whose data this is; recorded at the first start, never changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +73,26 @@ pub enum StartError {
         /// The decoder's reason.
         source: serde_json::Error,
     },
+    /// A record in the log's metadata is damaged.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// Log and state machine do not belong together.
     #[error("State machine corruption detected: {0}")]
     Inconsistent(String),
+    /// The address for other nodes is taken, or is not this machine's.
+    #[error(
+        "cannot listen on {address} for other nodes; is another program listening there? \
+         cluster.peer_listen says where to"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The certificate for other nodes cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// There is no space for what a start has to write.
     #[error("the node cannot start: {0}; free some space (df -h) and start it again")]
     Full(String),
@@ -85,7 +109,9 @@ impl StartError {
             Self::Log(error) => error.exit(),
             Self::Storage(error) => error.exit(),
             Self::OtherNode { .. } | Self::NoMember { .. } => Exit::Config,
-            Self::Identity { .. } | Self::Inconsistent(_) => Exit::Data,
+            Self::Identity { .. } | Self::Record(_) | Self::Inconsistent(_) => Exit::Data,
+            Self::Listen { source, .. } => Exit::of_io(source),
+            Self::Tls(error) => error.exit(),
             Self::Full(_) => Exit::Io,
             Self::Raft(_) => Exit::Software,
         }
@@ -112,6 +138,19 @@ pub(super) fn record(log: &Log, identity: &Identity, path: &Path) -> Result<(), 
         source,
     })?;
     Ok(log.set_meta(IDENTITY, &bytes)?)
+}
+
+/// Records which snapshot is about to replace the state machine.
+pub(super) fn record_installing(log: &Log, position: LogId) -> Result<(), StartError> {
+    let bytes = record::encode_position(INSTALLING, position)?;
+    Ok(log.set_meta(INSTALLING, &bytes)?)
+}
+
+/// The snapshot that was installed last, or was about to be.
+pub(super) fn installing(log: &Log) -> Result<Option<LogId>, StartError> {
+    let bytes = log.meta(INSTALLING)?;
+    let position = bytes.map(|bytes| record::position(INSTALLING, &bytes));
+    Ok(position.transpose()?)
 }
 
 /// Refuses data that was recorded as another node's.
@@ -171,6 +210,8 @@ pub(super) struct Pair<'a> {
     pub(super) bounds: Bounds,
     /// The log's own position at the state machine's index, if it has that entry.
     pub(super) at_applied: Option<LogId>,
+    /// The snapshot that was installed last, after which the log begins anew.
+    pub(super) installing: Option<LogId>,
     /// The log, for the message.
     pub(super) log: &'a Path,
 }
@@ -183,7 +224,9 @@ pub(super) fn check(pair: &Pair<'_>) -> Result<(), StartError> {
     let at = |id: Option<LogId>| id.map_or("nothing".to_owned(), |id| id.to_string());
     let applied = pair.applied.last_applied;
     if let Some(applied) = applied {
-        if last.is_none_or(|last| last.index < applied.index) {
+        // A crash came between a snapshot's installation and the purge that follows.
+        let installed = pair.installing == Some(applied);
+        if !installed && last.is_none_or(|last| last.index < applied.index) {
             return Err(StartError::Inconsistent(format!(
                 "the state machine has applied up to {applied}, but the log {log} ends at {}; \
                  restore both from one backup, or start this node with an empty data directory \
@@ -239,6 +282,7 @@ mod tests {
             applied: &applied,
             bounds: Bounds { last_purged, last },
             at_applied,
+            installing: None,
             log: Path::new("raft-log.redb"),
         })
     }
@@ -291,6 +335,28 @@ mod tests {
             other,
             &["has applied term=1, index=5", "holds term=2, index=5"],
         );
+    }
+
+    #[test]
+    fn a_log_that_ends_before_the_snapshot_that_was_just_installed_fits() {
+        let installed = |installing| {
+            check(&Pair {
+                applied: &Applied {
+                    last_applied: Some(id(2, 9)),
+                    ..Applied::default()
+                },
+                bounds: Bounds {
+                    last_purged: None,
+                    last: Some(id(1, 5)),
+                },
+                at_applied: None,
+                installing,
+                log: Path::new("raft-log.redb"),
+            })
+        };
+        installed(Some(id(2, 9))).unwrap();
+        assert!(installed(Some(id(2, 8))).is_err());
+        assert!(installed(None).is_err());
     }
 
     #[test]

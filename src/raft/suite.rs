@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
+use tokio::sync::watch;
 
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
@@ -24,11 +25,15 @@ impl StoreBuilder<Types, LogStore, Machine, tempfile::TempDir> for Builder {
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, Machine), StorageError<Types>> {
         let home = tempfile::tempdir().unwrap();
         let dir = DataDir::new(home.path());
-        let log = LogStore(Log::open(&dir.raft_log(), None).unwrap());
+        let file = Log::open(&dir.raft_log(), None).unwrap();
+        let log = LogStore::new(file.clone());
         let state_machine = fresh(&dir, self.0);
         let machine = Machine {
             state_machine,
             condition: Arc::new(Condition::default()),
+            log: file,
+            // The suite applies entries that are in no log.
+            durable: watch::channel(Some(u64::MAX)).1,
             copy: dir.copy(),
         };
         Ok((home, log, machine))
@@ -42,7 +47,7 @@ impl Observer for Silent {
     fn work(&self, _phase: Phase, _done: u64, _total: u64) {}
 }
 
-fn fresh(dir: &DataDir, backend: Backend) -> Arc<dyn StateMachine> {
+pub(super) fn fresh(dir: &DataDir, backend: Backend) -> Arc<dyn StateMachine> {
     let locked = LockedDir::take(dir.clone(), "suite").unwrap();
     let options = Options {
         backend,

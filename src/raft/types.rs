@@ -8,10 +8,12 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use openraft::errors::{NetworkError, RPCError, Unreachable};
 use openraft::impls::leader_id_adv::LeaderId;
 use openraft::impls::{BasicNode, Vote as RaftVote};
 use openraft::{EntryPayload, LogId as RaftLogId, Membership as RaftMembership};
 
+use super::peer::PeerError;
 use crate::format::entry::{Entry, Outcome, Payload, Request, Vote};
 use crate::format::record::{LogId, Membership, NodeAddress, StoredMembership};
 
@@ -28,6 +30,17 @@ pub(super) type RaftEntry = openraft::alias::EntryOf<Types>;
 pub(super) type Stored = openraft::StoredMembership<Leader, u64, BasicNode>;
 pub(super) type Members = RaftMembership<u64, BasicNode>;
 pub(super) type Meta = openraft::SnapshotMeta<Leader, u64, BasicNode>;
+
+/// A failed request as consensus takes it: it waits before it tries again, but
+/// for answers that may come the next time.
+pub(super) fn rpc_error(error: PeerError) -> RPCError<Types> {
+    match error {
+        PeerError::Unreached { .. } | PeerError::Timeout { .. } | PeerError::Nonsense { .. } => {
+            RPCError::Unreachable(Unreachable::new(&error))
+        }
+        PeerError::Lost { .. } => RPCError::Network(NetworkError::new(&error)),
+    }
+}
 
 pub(super) fn to_log_id(id: &Id) -> LogId {
     LogId {

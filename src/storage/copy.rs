@@ -50,6 +50,12 @@ pub(super) fn check(
     Ok((source, metadata))
 }
 
+/// What a snapshot says of itself.
+pub(super) fn inspect(from: &Path) -> Result<Applied, StorageError> {
+    let source = Source::open(from, Arc::default())?;
+    Ok(Applied::from(&source.metadata()?))
+}
+
 /// Makes a snapshot in the empty file `to`; `scan` hands over all rows in key order.
 pub(super) fn write(
     to: &Path,

@@ -177,3 +177,12 @@ pub fn open(prepared: &Prepared, pool_size: u32) -> Result<Arc<dyn StateMachine>
         Storage::Memory => Arc::<memory::Memory>::default(),
     })
 }
+
+/// How far the snapshot at `from` is, as the file itself says; its rows are
+/// checked when it is installed.
+///
+/// # Errors
+/// When it is no state machine, or cannot be read.
+pub fn inspect_snapshot(from: &Path) -> Result<Applied, StorageError> {
+    copy::inspect(from)
+}

@@ -328,7 +328,9 @@ impl<'a> Life<'a> {
             members: members
                 .map(|(id, member)| (*id, member.peer.clone()))
                 .collect(),
-            address: settings.cluster.peer_listen.to_string(),
+            peer_listen: settings.cluster.peer_listen,
+            secret: settings.cluster.secret.clone(),
+            tls: settings.cluster.tls(),
             election_timeout: settings.raft.election_timeout,
             heartbeat: settings.raft.heartbeat,
             log_keep: settings.raft.log_keep,
@@ -437,6 +439,7 @@ impl<'a> Life<'a> {
                     Signal::Reload => {
                         self.notify.reloading("Reloading");
                         self.reload();
+                        self.renew_peer_certificate(node);
                         self.notify.reloaded(&format!("Ready: {backend}"));
                     }
                 },

@@ -2,6 +2,7 @@
 
 use super::Life;
 use crate::config::settings::Http;
+use crate::raft::Node;
 use crate::telemetry::{Chain, events};
 
 impl Life<'_> {
@@ -54,6 +55,21 @@ impl Life<'_> {
                 "The certificate in use stays: {}",
                 Chain(&error)
             ),
+        }
+    }
+
+    /// Reads the certificate for other nodes again; the files stay those of the start.
+    pub(super) fn renew_peer_certificate(&self, node: &Node) {
+        let Some(files) = self.settings().cluster.tls() else {
+            return;
+        };
+        if let Err(error) = node.renew_certificate(&files) {
+            tracing::error!(
+                MESSAGE_ID = events::CERTIFICATE_KEPT,
+                ASPEN_CERTIFICATE = %files.certificate.display(),
+                "The certificate for other nodes in use stays: {}",
+                Chain(&error)
+            );
         }
     }
 }

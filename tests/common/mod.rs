@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each file in tests/ is a program of its own and uses its part
 
 pub(crate) mod client;
+pub(crate) mod cluster;
 pub(crate) mod disk;
 pub(crate) mod fixture;
 pub(crate) mod load;

@@ -157,3 +157,28 @@ fn tokens_and_limits_are_taken_over_while_the_node_runs_and_addresses_are_not() 
     let slower = Given::file("raft.election_timeout_ms = 2000").settings();
     assert_eq!(running.changes_that_need_a_restart(&slower), ["[raft]"]);
 }
+
+#[test]
+fn an_address_that_other_nodes_reach_needs_the_secret_or_all_of_tls() {
+    let open = "[cluster]\npeer_listen = \"0.0.0.0:7000\"\n";
+    assert_eq!(
+        wrong(open),
+        [
+            "file FILE line 2: cluster.peer_listen: found \"0.0.0.0:7000\", which other machines can reach, so that \
+             whoever reaches it could pose as a node; set cluster.secret to the same on all nodes, or \
+             cluster.tls_certificate, cluster.tls_key, cluster.tls_ca, or listen on a loopback address such as \
+             \"127.0.0.1:7000\""
+        ]
+    );
+    let tls = "tls_certificate = \"c\"\ntls_key = \"k\"\ntls_ca = \"a\"\n";
+    for protection in ["secret = \"0123456789abcdef\"\n", tls] {
+        Given::file(format!("{open}{protection}")).settings();
+    }
+    let problems = wrong(&format!("{open}{}", tls.replace("tls_ca = \"a\"\n", "")));
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.ends_with(
+        "cluster.tls_certificate: found a part of what TLS between nodes needs, expected cluster.tls_ca as well"
+    )));
+    let loopback = open.replace("0.0.0.0", "127.0.0.1");
+    Given::file(loopback).settings();
+}

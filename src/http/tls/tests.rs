@@ -3,10 +3,14 @@
 
 use std::error::Error as _;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 use super::*;
+use crate::certificate::SOON;
+use crate::exit::Exit;
 
 /// A directory with a certificate for localhost and its key.
 struct Files(tempfile::TempDir);

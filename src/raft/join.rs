@@ -1,0 +1,220 @@
+//! From a log and a state machine to a member of a cluster.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::impls::BasicNode;
+use openraft::{Config, ServerState, SnapshotPolicy};
+use tokio::task::spawn_blocking;
+
+use super::Gate;
+use super::log::LogStore;
+use super::machine::Machine;
+use super::network::Network;
+use super::node::Options;
+use super::peer::{self, Local, Peers};
+use super::reads::Raft;
+use super::start::{self, Identity, Pair, StartError};
+use super::types::to_membership;
+use crate::config::settings::Secret;
+use crate::storage::StateMachine;
+use crate::storage::log::Log;
+
+/// How often a start looks whether it waits for space.
+const LOOK_FOR_SPACE: Duration = Duration::from_millis(100);
+
+/// Opens the log and checks it against configuration and state machine.
+pub(super) fn open_log(
+    path: &Path,
+    machine: &dyn StateMachine,
+    id: u64,
+) -> Result<(Log, Option<Identity>), StartError> {
+    let applied = machine.applied()?;
+    if let Some(position) = applied.last_applied.filter(|_| !path.exists()) {
+        tracing::warn!(
+            "There is no Raft log {}: a new one begins behind {position}. Votes that this node \
+             gave before are forgotten",
+            path.display()
+        );
+    }
+    let log = Log::open(path, applied.last_applied)?;
+    let recorded = start::recorded(&log, path)?;
+    start::check_identity(recorded.as_ref(), id, path)?;
+    if recorded.is_none() {
+        start::check_member(&applied.membership.membership, id, path)?;
+    }
+    let at_applied = match applied.last_applied {
+        Some(applied) => log.read(applied.index..applied.index + 1, u64::MAX)?,
+        None => Vec::new(),
+    };
+    let pair = Pair {
+        applied: &applied,
+        bounds: log.bounds(),
+        at_applied: at_applied.first().map(|entry| entry.log_id),
+        installing: start::installing(&log)?,
+        log: path,
+    };
+    start::check(&pair)?;
+    Ok((log, recorded))
+}
+
+fn config(options: &Options) -> Result<Config, StartError> {
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let election = milliseconds(options.election_timeout);
+    Config {
+        cluster_name: "aspen".into(),
+        heartbeat_interval: milliseconds(options.heartbeat),
+        election_timeout_min: election,
+        election_timeout_max: election.saturating_mul(2),
+        // `compact` decides by bytes, which openraft cannot.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_pre_vote: Some(true),
+        // A leader that restarts may lack entries that it never made durable and
+        // a majority did, and does not know how far the majority is. In its old
+        // term it would give their places to others, and serve reads without them.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    }
+    .validate()
+    .map_err(|error| StartError::Raft(error.to_string()))
+}
+
+/// The other nodes, as this node reaches them.
+pub(super) fn peers(options: &Options, recorded: Option<&Identity>) -> Result<Peers, StartError> {
+    let mut local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
+    if let Some(files) = &options.tls {
+        peer::warn_of(&local.protect(files)?);
+    }
+    if let Some(identity) = recorded {
+        local.join(&identity.cluster_id);
+    }
+    Ok(Peers::new(Arc::new(local), options.members.clone()))
+}
+
+pub(super) fn refused(error: impl std::fmt::Display) -> StartError {
+    StartError::Raft(error.to_string())
+}
+
+/// What consensus begins with.
+pub(super) struct Beginning {
+    pub(super) network: Network,
+    pub(super) store: LogStore,
+    pub(super) machine: Machine,
+    pub(super) log: Log,
+    pub(super) path: PathBuf,
+    pub(super) recorded: Option<Identity>,
+    pub(super) options: Options,
+}
+
+impl Beginning {
+    /// Starts consensus, and forms or finds the cluster, whose id is returned.
+    pub(super) async fn begin(self) -> Result<(Raft, String), StartError> {
+        let Self { log, options, .. } = self;
+        let config = Arc::new(config(&options)?);
+        let peers = self.network.peers.clone();
+        let raft = Raft::new(options.id, config, self.network, self.store, self.machine)
+            .await
+            .map_err(refused)?;
+        let (path, recorded, local) = (self.path, self.recorded, peers.local());
+        let cluster_id = join(&raft, &log, &path, recorded, &options, local).await?;
+        lead_if_alone(&raft, options.id).await?;
+        Ok((raft, cluster_id))
+    }
+}
+
+/// Forms the cluster where there is none yet, and records whose data this is.
+/// No peer may reach this node before this has returned: a vote that it gave
+/// would keep it from forming the cluster. It may reach others as soon as the
+/// cluster's id is known.
+async fn join(
+    raft: &Raft,
+    log: &Log,
+    path: &Path,
+    recorded: Option<Identity>,
+    options: &Options,
+    local: &Local,
+) -> Result<String, StartError> {
+    let mut members = options.members.clone();
+    if members.is_empty() {
+        members.insert(options.id, options.peer_listen.to_string());
+    }
+    let forms = !raft.is_initialized().await.map_err(refused)?;
+    if !forms && recorded.is_none() {
+        let stored = raft.metrics().borrow_watched().membership_config.clone();
+        let membership = to_membership(stored.membership());
+        start::check_member(&membership, options.id, path)?;
+        let nodes = membership.nodes.into_iter();
+        members = nodes.map(|(id, node)| (id, node.addr)).collect();
+    }
+    let cluster_id = match &recorded {
+        Some(identity) => identity.cluster_id.clone(),
+        None => start::cluster_id(&members),
+    };
+    local.join(&cluster_id);
+    if forms {
+        let nodes = members.iter();
+        let nodes = nodes.map(|(id, address)| (*id, BasicNode::new(address)));
+        let nodes: BTreeMap<u64, BasicNode> = nodes.collect();
+        raft.initialize(nodes).await.map_err(refused)?;
+    }
+    if recorded.is_none() {
+        let identity = Identity {
+            node_id: options.id,
+            cluster_id: cluster_id.clone(),
+        };
+        let (log, path) = (log.clone(), path.to_owned());
+        spawn_blocking(move || start::record(&log, &identity, &path))
+            .await
+            .map_err(refused)??;
+    }
+    Ok(cluster_id)
+}
+
+/// A lone voter needs nobody's consent: it leads, and has applied all of its
+/// log, before it serves; so what clients saw before a restart they see after.
+async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
+    let mut changes = raft.metrics();
+    let voters = loop {
+        let metrics = changes.borrow_watched().clone();
+        let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+        // A cluster that was formed just now is told of a moment later.
+        if !voters.is_empty() {
+            break voters;
+        }
+        changes.changed().await.map_err(refused)?;
+    };
+    if voters != [id] {
+        return Ok(());
+    }
+    if raft.metrics().borrow_watched().current_leader != Some(id) {
+        raft.trigger().elect(false).await.map_err(refused)?;
+    }
+    loop {
+        {
+            let now = changes.borrow_watched();
+            if let Err(fatal) = &now.running_state {
+                return Err(refused(fatal));
+            }
+            let applied = now.last_applied.as_ref().map(|id| id.index());
+            if now.state == ServerState::Leader && applied >= now.last_log_index {
+                return Ok(());
+            }
+        }
+        changes.changed().await.map_err(refused)?;
+    }
+}
+
+/// Resolves when something waits for space, with the reason.
+pub(super) async fn out_of_space(gate: &Gate) -> String {
+    let mut looks = tokio::time::interval(LOOK_FOR_SPACE);
+    loop {
+        looks.tick().await;
+        if let Some(why) = gate.waits() {
+            return why;
+        }
+    }
+}

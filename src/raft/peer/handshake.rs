@@ -1,0 +1,332 @@
+//! Who is there, and may they.
+//!
+//! 1. Who connects says [`Hello`]: protocol, cluster, its id, whom it means, a nonce.
+//! 2. Who listens answers with a nonce of its own, and the proof that it knows
+//!    the secret: HMAC-SHA-256 over its role, the hello and its nonce.
+//! 3. Who connects answers with its proof, over its role and the same.
+//! 4. Who listens looks at the identities and says whether requests may follow.
+//!
+//! Both nonces are in both proofs, and the roles differ: no proof can be used
+//! again, nor be sent back to who made it. Cluster and ids are told about only
+//! to those who know the secret.
+//!
+//! Each message is its length as `u16`, little-endian, and its bytes.
+
+use std::io;
+
+use ring::hmac;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use super::Local;
+use crate::format::peer::{Challenge, Hello, PROOF, PROTOCOL, Proof, Verdict, decode, encode};
+use crate::format::record::RecordError;
+
+/// Most bytes of a message: reasons are cut to fit.
+const MAX_BYTES: u16 = 1024;
+/// Most characters of a reason.
+const MAX_REASON: usize = 200;
+
+const LISTENS: &[u8] = b"aspen peer, the one who listens\0";
+const CONNECTS: &[u8] = b"aspen peer, the one who connects\0";
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::raft) enum HandshakeError {
+    /// The connection broke, or was closed by who does not speak this at all.
+    #[error("the handshake broke off")]
+    Io(#[from] io::Error),
+    /// A message that is none.
+    #[error("what answers there is no Aspen peer")]
+    Message(#[from] RecordError),
+    /// The other end refuses.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// The other end is refused.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// The handshake from the side that connects.
+pub(super) async fn ask<S>(stream: &mut S, local: &Local, to: u64) -> Result<(), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(cluster) = local.cluster.get() else {
+        return Err(unfit("this node belongs to no cluster yet"));
+    };
+    let hello = Hello {
+        protocol: PROTOCOL,
+        cluster: cluster.clone(),
+        from: local.id,
+        to,
+        nonce: rand::random(),
+    };
+    let hello = encode(&hello)?;
+    write_bytes(stream, &hello).await?;
+    let (nonce, proof) = match read(stream).await? {
+        Challenge::Prove { nonce, proof } => (nonce, proof),
+        Challenge::Refused(reason) => return Err(refused(&reason)),
+    };
+    if hmac::verify(&local.key, &statement(LISTENS, &hello, &nonce), &proof).is_err() {
+        return Err(unfit("it does not know this node's cluster.secret"));
+    }
+    write(stream, &prove(&local.key, CONNECTS, &hello, &nonce)).await?;
+    match read(stream).await? {
+        Verdict::Accepted => Ok(()),
+        Verdict::Refused(reason) => Err(refused(&reason)),
+    }
+}
+
+/// The handshake from the side that listens; who connected.
+pub(super) async fn answer<S>(stream: &mut S, local: &Local) -> Result<u64, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let bytes = read_bytes(stream).await?;
+    if let Some(reason) = wrong_protocol(&bytes) {
+        write(stream, &Challenge::Refused(reason.clone())).await?;
+        return Err(unfit(reason));
+    }
+    let hello: Hello = decode(&bytes)?;
+    let nonce = rand::random();
+    let Proof(proof) = prove(&local.key, LISTENS, &bytes, &nonce);
+    write(stream, &Challenge::Prove { nonce, proof }).await?;
+    let Proof(proof) = read(stream).await?;
+    let known = hmac::verify(&local.key, &statement(CONNECTS, &bytes, &nonce), &proof);
+    let verdict = match known {
+        Ok(()) => identities(&hello, local),
+        Err(_) => Err("cluster.secret differs; give all nodes the same".to_owned()),
+    };
+    match verdict {
+        Ok(()) => {
+            write(stream, &Verdict::Accepted).await?;
+            Ok(hello.from)
+        }
+        Err(reason) => {
+            write(stream, &Verdict::Refused(reason.clone())).await?;
+            Err(unfit(reason))
+        }
+    }
+}
+
+/// Other versions share nothing but their first field.
+fn wrong_protocol(hello: &[u8]) -> Option<String> {
+    let protocol = u32::from_le_bytes(*hello.first_chunk()?);
+    (protocol != PROTOCOL).then(|| {
+        format!("this node speaks version {PROTOCOL} of the peer protocol, not {protocol}; run the same release on all nodes")
+    })
+}
+
+fn identities(hello: &Hello, local: &Local) -> Result<(), String> {
+    let Some(cluster) = local.cluster.get() else {
+        return Err("this node belongs to no cluster yet".into());
+    };
+    if hello.cluster != *cluster {
+        return Err(format!(
+            "this is cluster {cluster}, not {}; a node's data directory belongs to one cluster",
+            cut(&hello.cluster)
+        ));
+    }
+    if hello.to != local.id {
+        return Err(format!(
+            "this is node {}, not node {}; look at the members' addresses",
+            local.id, hello.to
+        ));
+    }
+    if hello.from == local.id {
+        return Err(format!(
+            "this is node {} itself; ids are used once",
+            local.id
+        ));
+    }
+    Ok(())
+}
+
+fn statement(role: &[u8], hello: &[u8], nonce: &[u8; PROOF]) -> Vec<u8> {
+    [role, hello, nonce].concat()
+}
+
+fn prove(key: &hmac::Key, role: &[u8], hello: &[u8], nonce: &[u8; PROOF]) -> Proof {
+    let tag = hmac::sign(key, &statement(role, hello, nonce));
+    let mut proof = [0; PROOF];
+    proof.copy_from_slice(tag.as_ref());
+    Proof(proof)
+}
+
+fn unfit(reason: impl Into<String>) -> HandshakeError {
+    HandshakeError::Unfit(reason.into())
+}
+
+fn refused(reason: &str) -> HandshakeError {
+    HandshakeError::Refused(cut(reason))
+}
+
+/// What somebody else says, fit for a log.
+fn cut(text: &str) -> String {
+    let visible = text.chars().filter(|c| !c.is_control());
+    visible.take(MAX_REASON).collect()
+}
+
+async fn read<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<T, HandshakeError> {
+    Ok(decode(&read_bytes(stream).await?)?)
+}
+
+async fn read_bytes(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, HandshakeError> {
+    let length = stream.read_u16_le().await?;
+    if length > MAX_BYTES {
+        let message = format!("a message of {length} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message).into());
+    }
+    let mut bytes = vec![0; usize::from(length)];
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}
+
+async fn write<T: Serialize>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> Result<(), HandshakeError> {
+    write_bytes(stream, &encode(message)?).await
+}
+
+async fn write_bytes(
+    stream: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+) -> Result<(), HandshakeError> {
+    let length = u16::try_from(bytes.len()).ok().filter(|n| *n <= MAX_BYTES);
+    let Some(length) = length else {
+        let message = format!("a message of {} bytes", bytes.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message).into());
+    };
+    let framed = [&length.to_le_bytes(), bytes].concat();
+    stream.write_all(&framed).await?;
+    Ok(stream.flush().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn local(id: u64, cluster: &str, secret: Option<&str>) -> Local {
+        let local = Local::new(id, secret);
+        local.join(cluster);
+        local
+    }
+
+    /// What each side makes of the other: who connects, who listens.
+    async fn meet(
+        asks: &Local,
+        to: u64,
+        answers: &Local,
+    ) -> (Result<(), String>, Result<u64, String>) {
+        let (mut here, mut there) = tokio::io::duplex(4096);
+        let asking = async {
+            let asked = ask(&mut here, asks, to).await;
+            drop(here);
+            asked
+        };
+        let answering = async {
+            let answered = answer(&mut there, answers).await;
+            drop(there);
+            answered
+        };
+        let (asked, answered) = tokio::join!(asking, answering);
+        let text = |error: HandshakeError| error.to_string();
+        (asked.map_err(text), answered.map_err(text))
+    }
+
+    #[tokio::test]
+    async fn nodes_of_one_cluster_with_one_secret_know_each_other() {
+        for secret in [None, Some("a-secret-of-all-nodes")] {
+            let (asks, answers) = (local(1, "c", secret), local(2, "c", secret));
+            let met = meet(&asks, 2, &answers).await;
+            assert_eq!(met, (Ok(()), Ok(1)));
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_know_the_secret_learns_nothing_but_that() {
+        let secret = Some("a-secret-of-all-nodes");
+        for other in [
+            None,
+            Some("a-secret-of-all-node"),
+            Some("b-secret-of-all-nodes"),
+        ] {
+            let (asks, answers) = (local(1, "c", other), local(2, "d", secret));
+            let (asked, answered) = meet(&asks, 2, &answers).await;
+            let asked = asked.unwrap_err();
+            assert!(asked.contains("does not know"), "{asked}");
+            assert!(answered.unwrap_err().contains("broke off"));
+        }
+    }
+
+    #[tokio::test]
+    async fn another_cluster_another_node_and_oneself_are_refused_by_name() {
+        let answers = local(2, "c", None);
+        for (asks, to, part) in [
+            (local(1, "d", None), 2, "cluster c, not d"),
+            (local(1, "c", None), 3, "node 2, not node 3"),
+            (local(2, "c", None), 2, "node 2 itself"),
+        ] {
+            let (asked, answered) = meet(&asks, to, &answers).await;
+            let (asked, answered) = (asked.unwrap_err(), answered.unwrap_err());
+            assert!(
+                asked.starts_with("refused: ") && asked.contains(part),
+                "{asked}"
+            );
+            assert!(answered.contains(part), "{answered}");
+        }
+        let (asked, _) = meet(&local(1, "c", None), 2, &Local::new(2, None)).await;
+        assert!(asked.unwrap_err().contains("no cluster yet"));
+    }
+
+    #[tokio::test]
+    async fn a_proof_cannot_be_sent_back_to_who_made_it() {
+        let answers = local(2, "c", Some("a-secret-of-all-nodes"));
+        let (mut here, mut there) = tokio::io::duplex(4096);
+        let mirror = async {
+            let hello = Hello {
+                protocol: PROTOCOL,
+                cluster: "c".into(),
+                from: 1,
+                to: 2,
+                nonce: [0; PROOF],
+            };
+            write(&mut here, &hello).await.unwrap();
+            let Challenge::Prove { proof, .. } = read(&mut here).await.unwrap() else {
+                panic!("refused");
+            };
+            write(&mut here, &Proof(proof)).await.unwrap();
+            read::<Verdict>(&mut here).await.unwrap()
+        };
+        let (verdict, answered) = tokio::join!(mirror, answer(&mut there, &answers));
+        assert!(matches!(verdict, Verdict::Refused(_)));
+        assert!(answered.is_err());
+    }
+
+    #[tokio::test]
+    async fn nonsense_and_other_versions_are_refused() {
+        let answers = local(2, "c", None);
+        let mut newer = encode(&PROTOCOL.wrapping_add(1)).unwrap();
+        newer.extend([9; 50]);
+        let newer_framed = [&54_u16.to_le_bytes()[..], &newer].concat();
+        let http = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec();
+        for (sent, part) in [
+            (newer_framed, "version 1"),
+            (http, "broke off"),
+            (vec![0, 0], "no Aspen peer"),
+            (vec![200, 0, 1], "broke off"),
+        ] {
+            let (mut here, mut there) = tokio::io::duplex(4096);
+            here.write_all(&sent).await.unwrap();
+            here.shutdown().await.unwrap();
+            let refused = answer(&mut there, &answers).await.unwrap_err().to_string();
+            assert!(refused.contains(part), "{refused}");
+        }
+    }
+}

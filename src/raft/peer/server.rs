@@ -1,0 +1,148 @@
+//! Connections from others.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use openraft::async_runtime::WatchReceiver as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::handshake::{self, HandshakeError};
+use super::tls::Io;
+use super::{
+    CONNECT_TIME, FLOW_BYTES, Local, MAX_CONNECTIONS, MAX_STREAMS, PING_INTERVAL, PING_TIME, Said,
+    Service,
+};
+use crate::raft::start::StartError;
+use crate::telemetry::Chain;
+
+/// How long nobody is let in when the system cannot take another connection.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long until an address that could not be listened on is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Whether there is another node than `id`.
+pub(in crate::raft) fn has_others<'a>(members: impl IntoIterator<Item = &'a u64>, id: u64) -> bool {
+    members.into_iter().any(|member| *member != id)
+}
+
+/// Listens for other nodes.
+pub(in crate::raft) async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let listen = |source| StartError::Listen { address, source };
+    TcpListener::bind(address).await.map_err(listen)
+}
+
+/// Serves until it is dropped, which closes every connection. A node that has
+/// no listener yet, because it is alone, gets one when it has company.
+pub(in crate::raft) async fn serve(
+    listener: Option<TcpListener>,
+    address: SocketAddr,
+    service: Arc<Service>,
+) {
+    let listener = match listener {
+        Some(listener) => listener,
+        None => match company(address, &service).await {
+            Some(listener) => listener,
+            None => return,
+        },
+    };
+    tracing::info!("Listening for other nodes on {address}");
+    accept(&listener, &service).await;
+}
+
+/// A listener once there is another member; `None` when the node stops before.
+async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> {
+    let mut metrics = service.raft.server_metrics();
+    loop {
+        let members = metrics.borrow_watched().membership_config.clone();
+        let members = members.membership().nodes().map(|(id, _)| *id);
+        if has_others(&members.collect::<Vec<_>>(), service.local().id) {
+            break;
+        }
+        metrics.changed().await.ok()?;
+    }
+    loop {
+        match listen(address).await {
+            Ok(listener) => return Some(listener),
+            Err(error) => tracing::error!("{}; this is tried again", Chain(&error)),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn accept(listener: &TcpListener, service: &Arc<Service>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let said = Arc::new(Said::default());
+    let mut connections = JoinSet::new();
+    loop {
+        // What has ended is forgotten.
+        while connections.try_join_next().is_some() {}
+        // First the place, then the connection: the rest waits in the kernel.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                let (service, said) = (Arc::clone(service), Arc::clone(&said));
+                connections.spawn(connection(stream, from, service, said, place));
+            }
+            Err(error) => {
+                tracing::debug!("A peer could not be let in: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    tcp: TcpStream,
+    address: SocketAddr,
+    service: Arc<Service>,
+    said: Arc<Said>,
+    _place: OwnedSemaphorePermit,
+) {
+    let greeted = timeout(CONNECT_TIME, greet(tcp, service.local())).await;
+    let too_slow = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+    // The port changes each time.
+    let whom = address.ip().to_string();
+    let (from, stream) = match greeted.unwrap_or_else(too_slow) {
+        Ok(greeted) => {
+            said.forget(&whom);
+            greeted
+        }
+        Err(error) => {
+            let text = Chain(&error).to_string();
+            // Others may come from the same address, and be refused for another reason.
+            if said.is_news(&format!("{whom} {text}"), "") {
+                tracing::warn!("A peer at {whom} was refused: {text}");
+            }
+            return;
+        }
+    };
+    tracing::debug!("Node {from} connected from {address}");
+    let answer = service_fn(move |request| Arc::clone(&service).answer(from, request));
+    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIME)
+        .initial_stream_window_size(FLOW_BYTES)
+        .initial_connection_window_size(FLOW_BYTES)
+        .max_concurrent_streams(MAX_STREAMS);
+    let served = http.serve_connection(TokioIo::new(stream), answer).await;
+    if let Err(error) = served {
+        tracing::debug!("The connection of node {from} broke: {}", Chain(&error));
+    }
+}
+
+async fn greet(tcp: TcpStream, local: &Local) -> Result<(u64, Box<dyn Io>), HandshakeError> {
+    let mut stream = local.accept(tcp).await?;
+    let from = handshake::answer(&mut stream, local).await?;
+    Ok((from, stream))
+}

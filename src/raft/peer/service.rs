@@ -1,0 +1,166 @@
+//! What others may ask of this node.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use openraft::raft::{TransferLeaderError, TransferLeaderRequest, VoteRequest, VoteResponse};
+use tonic::body::Body;
+use tonic::server::StreamingService;
+use tonic::{Status, Streaming};
+
+use super::grpc::{APPEND, CALL, Raw, SNAPSHOT};
+use super::snapshot::Receiver;
+use super::{Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snapshot};
+use crate::format::peer::{Answer, Call, Candidacy, Transferred, decode, encode};
+use crate::raft::reads::Raft;
+use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
+
+/// Answers to others.
+pub(in crate::raft) struct Service {
+    pub(in crate::raft) raft: Raft,
+    pub(in crate::raft) peers: Peers,
+    pub(in crate::raft) leader: Leader,
+    pub(in crate::raft) receiver: Arc<Receiver>,
+}
+
+/// One stream of requests from node `from`.
+struct Rpc {
+    service: Arc<Service>,
+    from: u64,
+    path: String,
+}
+
+type Messages = BoxStream<'static, Result<Bytes, Status>>;
+type Opened = Result<tonic::Response<Messages>, Status>;
+
+impl StreamingService<Bytes> for Rpc {
+    type Response = Bytes;
+    type ResponseStream = Messages;
+    type Future = Pin<Box<dyn Future<Output = Opened> + Send>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
+        let (service, from) = (Arc::clone(&self.service), self.from);
+        let path = std::mem::take(&mut self.path);
+        Box::pin(async move {
+            let messages = request.into_inner();
+            let answers = match path.as_str() {
+                CALL => service.call(from, messages).await?,
+                APPEND => append::receive(&service.raft, from, messages),
+                SNAPSHOT => snapshot::receive(&service, from, messages),
+                _ => return Err(Status::unimplemented("no such request")),
+            };
+            Ok(tonic::Response::new(answers))
+        })
+    }
+}
+
+impl Service {
+    pub(super) fn local(&self) -> &Local {
+        self.peers.local()
+    }
+
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        from: u64,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
+        let path = request.uri().path().to_owned();
+        let service = self;
+        let rpc = Rpc {
+            service,
+            from,
+            path,
+        };
+        let mut grpc = tonic::server::Grpc::new(Raw)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(grpc.streaming(rpc, request).await)
+    }
+
+    async fn call(&self, from: u64, mut messages: Streaming<Bytes>) -> Result<Messages, Status> {
+        let message = messages.message().await?;
+        let message = message.ok_or_else(|| Status::invalid_argument("no message"))?;
+        let call = decode::<Call>(&message).map_err(|error| {
+            tracing::warn!("Node {from} sent a request that was refused: {error}");
+            Status::invalid_argument(error.to_string())
+        })?;
+        let answer = self.carry_out(from, call).await?;
+        let answer = encode(&answer).map_err(|error| Status::internal(error.to_string()))?;
+        let answer = futures_util::future::ready(Ok(answer.into()));
+        Ok(Box::pin(futures_util::stream::once(answer)))
+    }
+
+    async fn carry_out(&self, from: u64, call: Call) -> Result<Answer, Status> {
+        match call {
+            Call::Vote(candidacy) => {
+                let asked = understand(&candidacy, from)?;
+                Ok(voted(&self.raft.vote(asked).await.map_err(stopped)?))
+            }
+            Call::PreVote(candidacy) => {
+                let asked = understand(&candidacy, from)?;
+                Ok(voted(&self.raft.pre_vote(asked).await.map_err(stopped)?))
+            }
+            Call::Transfer {
+                from: leader,
+                to,
+                last_log_id,
+            } => {
+                if leader.node_id != from || !leader.committed {
+                    return Err(refused(from, "a transfer from a leader that it is not"));
+                }
+                let last = last_log_id.map(from_log_id);
+                let request = TransferLeaderRequest::new(from_vote(leader), to, last);
+                let handled = self.raft.handle_transfer_leader(request).await;
+                Ok(Answer::Transferred(match handled.map_err(stopped)? {
+                    Ok(()) => Transferred::Accepted,
+                    Err(TransferLeaderError::VoteChanged { actual, .. }) => {
+                        Transferred::VoteChanged(to_vote(&actual))
+                    }
+                    Err(TransferLeaderError::LogNotFlushed { actual, .. }) => {
+                        Transferred::Behind(actual.as_ref().map(to_log_id))
+                    }
+                }))
+            }
+            Call::Write(requests) => Ok(Answer::Written(self.leader.propose_all(requests).await)),
+            Call::ReadIndex => {
+                let upto = self.leader.read_index().await.map_err(stopped)?;
+                Ok(Answer::ReadIndex(upto))
+            }
+        }
+    }
+}
+
+/// A candidate may ask for itself only.
+fn understand(candidacy: &Candidacy, from: u64) -> Result<VoteRequest<Types>, Status> {
+    if candidacy.vote.node_id != from || candidacy.vote.committed {
+        return Err(refused(from, "a candidacy that is not its own"));
+    }
+    let mut request = VoteRequest::new(
+        from_vote(candidacy.vote),
+        candidacy.last_log_id.map(from_log_id),
+    );
+    request.leadership_transfer = candidacy.transfer;
+    Ok(request)
+}
+
+fn voted(response: &VoteResponse<Types>) -> Answer {
+    Answer::Voted {
+        vote: to_vote(&response.vote),
+        granted: response.vote_granted,
+        last_log_id: response.last_log_id.as_ref().map(to_log_id),
+    }
+}
+
+fn refused(from: u64, what: &str) -> Status {
+    tracing::warn!("Node {from} sent {what}");
+    Status::invalid_argument(what)
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}

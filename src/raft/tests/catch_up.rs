@@ -1,0 +1,141 @@
+//! Nodes that were away.
+
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use Backend::{Memory, Redb, Sqlite};
+
+const VALUE: &str = "a value that takes its place in the log and in the state machine";
+
+/// Node 3 is away while `count` keys are written; the last one is returned.
+async fn write_without_the_third(cluster: &mut Cluster, count: u64) -> u64 {
+    cluster.leader().await;
+    set(cluster.node(3), "early", VALUE).await.unwrap();
+    cluster.stop(3).await;
+    let node = cluster.node(cluster.leader().await).clone();
+    let mut last = 0;
+    for block in 0..count / 100 {
+        let pair = |n| (format!("key-{}", block * 100 + n), VALUE.to_owned());
+        let pairs = (0..100).map(pair).collect();
+        let written = node.write(Request::SetMulti { pairs }).await.unwrap();
+        last = written.index;
+    }
+    last
+}
+
+async fn holds_all(node: &Node, count: u64, last: u64) {
+    eventually("a node that caught up", || {
+        (applied(&node.status()) >= last).then_some(())
+    })
+    .await;
+    for n in [0, count / 2, count - 1] {
+        let stale = node
+            .get(format!("key-{n}"), Consistency::Stale)
+            .await
+            .unwrap();
+        assert_eq!(stale.as_deref(), Some(VALUE), "key-{n}");
+    }
+    assert_eq!(get(node, "early").await.as_deref(), Some(VALUE));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_gets_the_entries_it_missed() {
+    let mut cluster = Cluster::all(&[Sqlite, Sqlite, Redb]).await;
+    let last = write_without_the_third(&mut cluster, 5_000).await;
+    cluster.start(3).await;
+    holds_all(cluster.node(3), 5_000, last).await;
+    assert_eq!(cluster.node(3).status().last_purged, None);
+}
+
+/// Leads to `address`, and breaks every connection after so many bytes that way.
+async fn fragile_way(address: String, bytes: u64) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let address = address.clone();
+            tokio::spawn(async move {
+                // The node may be away.
+                let Ok(mut far) = TcpStream::connect(address).await else {
+                    return;
+                };
+                let (from_near, mut to_near) = near.split();
+                let (mut from_far, mut to_far) = far.split();
+                let mut few = from_near.take(bytes);
+                tokio::select! {
+                    _ = tokio::io::copy(&mut few, &mut to_far) => {}
+                    _ = tokio::io::copy(&mut from_far, &mut to_near) => {}
+                }
+            });
+        }
+    });
+    here
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_goes_on_where_its_connection_broke() {
+    let mut cluster = Cluster::new(&[Sqlite; 3]);
+    // A fraction of the snapshot: whoever begins anew each time never ends.
+    let way = fragile_way(cluster.addresses[&3].clone(), 600_000).await;
+    cluster.detours.insert(3, way);
+    get_by_snapshot(cluster).await;
+}
+
+async fn by_snapshot(backends: &[Backend]) {
+    get_by_snapshot(Cluster::new(backends)).await;
+}
+
+/// The log is purged beyond what the third node has.
+async fn get_by_snapshot(mut cluster: Cluster) {
+    cluster.log_keep = 16 << 10;
+    for id in 1..=3 {
+        cluster.start(id).await;
+    }
+    let count = 20_000;
+    let last = write_without_the_third(&mut cluster, count).await;
+    for id in [1, 2] {
+        let node = cluster.node(id);
+        eventually("a purged log", || {
+            node.status().last_purged.filter(|at| *at > 10)
+        })
+        .await;
+    }
+    cluster.start(3).await;
+    holds_all(cluster.node(3), count, last).await;
+    let purged = cluster.node(3).status().last_purged;
+    assert!(purged.is_some(), "it got the entries, not a snapshot");
+    // It goes on as a member like the others, after a restart too.
+    cluster.stop(3).await;
+    cluster.start(3).await;
+    set(cluster.node(3), "late", VALUE).await.unwrap();
+    for node in cluster.nodes() {
+        assert_eq!(get(node, "late").await.as_deref(), Some(VALUE));
+    }
+    let dir = DataDir::new(cluster.dirs[2].path());
+    assert!(!dir.received().exists() && !dir.copy().exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_node_that_was_away_too_long_gets_a_snapshot() {
+    by_snapshot(&[Sqlite; 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redb_node_that_was_away_too_long_gets_a_snapshot_from_sqlite() {
+    by_snapshot(&[Sqlite, Sqlite, Redb]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_node_that_was_away_too_long_gets_a_snapshot_from_redb() {
+    by_snapshot(&[Redb, Redb, Sqlite]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_in_memory_that_was_away_gets_everything_again() {
+    let mut cluster = Cluster::all(&[Sqlite, Redb, Memory]).await;
+    let last = write_without_the_third(&mut cluster, 1_000).await;
+    cluster.start(3).await;
+    holds_all(cluster.node(3), 1_000, last).await;
+}
