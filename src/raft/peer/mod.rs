@@ -97,15 +97,19 @@ pub(super) struct Local {
     /// Set when it is known; until then nobody is talked to.
     cluster: OnceLock<String>,
     key: ring::hmac::Key,
+    /// Whether there is a secret, which is more than that everybody knows it.
+    has_secret: bool,
     tls: Option<tls::Tls>,
 }
 
 impl Local {
     /// Without a secret, everybody knows it.
     pub(super) fn new(id: u64, secret: Option<&str>) -> Self {
+        let has_secret = secret.is_some();
         let secret = secret.unwrap_or_default().as_bytes();
         Self {
             id,
+            has_secret,
             cluster: OnceLock::new(),
             key: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret),
             tls: None,
@@ -128,7 +132,17 @@ impl Local {
     }
 
     async fn connect(&self, address: &str) -> io::Result<Box<dyn tls::Io>> {
-        let tcp = TcpStream::connect(address).await?;
+        let reached = tokio::net::lookup_host(address).await?;
+        let protected = self.has_secret || self.tls.is_some();
+        let reached: Vec<_> = reached
+            .filter(|address| protected || address.ip().to_canonical().is_loopback())
+            .collect();
+        if reached.is_empty() {
+            let why = "it is on another machine, to which nothing is said unprotected: set \
+                       cluster.secret, or cluster.tls_certificate, cluster.tls_key and cluster.tls_ca";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        let tcp = TcpStream::connect(reached.as_slice()).await?;
         tcp.set_nodelay(true)?;
         match &self.tls {
             Some(tls) => tls.connect(tcp, address).await,
