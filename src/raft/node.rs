@@ -11,7 +11,7 @@ use openraft::{Instant as _, ServerState};
 use tokio::task::{AbortHandle, spawn_blocking};
 
 use super::copies::Copies;
-use super::join::{self, Beginning, open_log, refused};
+use super::join::{self, Beginning, Opened, open_log, refused};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
@@ -89,8 +89,11 @@ impl Node {
             let id = options.id;
             spawn_blocking(move || open_log(&path, machine.as_ref(), id)).await
         };
-        let (log, recorded) =
-            checked.map_err(|_| StartError::Raft("a thread ended unexpectedly".into()))??;
+        let Opened {
+            log,
+            recorded,
+            alone,
+        } = checked.map_err(|_| StartError::Raft("a thread ended unexpectedly".into()))??;
         let condition = Arc::new(Condition::default());
         let gate = Arc::new(Gate {
             log: log.clone(),
@@ -121,6 +124,7 @@ impl Node {
             log: log.clone(),
             path: dir.raft_log(),
             recorded,
+            alone,
             options: options.clone(),
         };
         // On a task of its own: what is applied again blocks it.
