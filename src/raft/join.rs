@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
@@ -138,7 +139,7 @@ pub(super) fn peers(options: &Options, recorded: Option<&Identity>) -> Result<Pe
     Ok(Peers::new(Arc::new(local), options.members.clone()))
 }
 
-pub(super) fn refused(error: impl std::fmt::Display) -> StartError {
+fn refused(error: impl std::fmt::Display) -> StartError {
     StartError::Raft(error.to_string())
 }
 
@@ -157,7 +158,24 @@ pub(super) struct Beginning {
 
 impl Beginning {
     /// Starts consensus, and forms or finds the cluster, whose id is returned.
-    pub(super) async fn begin(self) -> Result<(Raft, String), StartError> {
+    pub(super) async fn while_there_is_space(
+        self,
+        gate: &Gate,
+    ) -> Result<(Raft, String), StartError> {
+        // On a task of its own: what is applied again blocks it.
+        let mut starting = tokio::spawn(self.begin());
+        tokio::select! {
+            started = &mut starting => started.map_err(refused)?,
+            // Nobody is served yet who would be worth waiting for.
+            why = out_of_space(gate) => {
+                gate.condition.stopping.store(true, Ordering::Relaxed);
+                starting.abort();
+                Err(StartError::Full(why))
+            }
+        }
+    }
+
+    async fn begin(self) -> Result<(Raft, String), StartError> {
         let Self { log, options, .. } = self;
         let config = Arc::new(config(&options, self.alone)?);
         let peers = self.network.peers.clone();
@@ -254,7 +272,7 @@ async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
 }
 
 /// Resolves when something waits for space, with the reason.
-pub(super) async fn out_of_space(gate: &Gate) -> String {
+async fn out_of_space(gate: &Gate) -> String {
     let mut looks = tokio::time::interval(LOOK_FOR_SPACE);
     loop {
         looks.tick().await;

@@ -11,7 +11,7 @@ use openraft::{Instant as _, ServerState};
 use tokio::task::{AbortHandle, spawn_blocking};
 
 use super::copies::Copies;
-use super::join::{self, Beginning, Opened, open_log, refused};
+use super::join::{self, Beginning, Opened, open_log};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
@@ -127,17 +127,7 @@ impl Node {
             alone,
             options: options.clone(),
         };
-        // On a task of its own: what is applied again blocks it.
-        let mut starting = tokio::spawn(beginning.begin());
-        let (raft, cluster_id) = tokio::select! {
-            started = &mut starting => started.map_err(refused)??,
-            // Nobody is served yet who would be worth waiting for.
-            why = join::out_of_space(&gate) => {
-                gate.condition.stopping.store(true, Ordering::Relaxed);
-                starting.abort();
-                return Err(StartError::Full(why));
-            }
-        };
+        let (raft, cluster_id) = beginning.while_there_is_space(&gate).await?;
         let leader = Leader::new(raft.clone(), peers.clone(), Arc::clone(&gate));
         let service = Arc::new(Service {
             raft: raft.clone(),
