@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
@@ -20,18 +21,31 @@ use super::reads::Raft;
 use super::start::{self, Identity, Pair, StartError};
 use super::types::to_membership;
 use crate::config::settings::Secret;
-use crate::storage::StateMachine;
+use crate::format::entry::{Entry, Payload};
+use crate::format::record::Membership;
 use crate::storage::log::Log;
+use crate::storage::{Applied, StateMachine};
 
 /// How often a start looks whether it waits for space.
 const LOOK_FOR_SPACE: Duration = Duration::from_millis(100);
+
+/// Bytes of entries that are looked through at once.
+const LOOK_BYTES: u64 = 1 << 20;
+
+/// A log that belongs to the state machine and to this node.
+pub(super) struct Opened {
+    pub(super) log: Log,
+    pub(super) recorded: Option<Identity>,
+    /// Whether this node is its cluster's only one.
+    pub(super) alone: bool,
+}
 
 /// Opens the log and checks it against configuration and state machine.
 pub(super) fn open_log(
     path: &Path,
     machine: &dyn StateMachine,
     id: u64,
-) -> Result<(Log, Option<Identity>), StartError> {
+) -> Result<Opened, StartError> {
     let applied = machine.applied()?;
     if let Some(position) = applied.last_applied.filter(|_| !path.exists()) {
         tracing::warn!(
@@ -58,10 +72,39 @@ pub(super) fn open_log(
         log: path,
     };
     start::check(&pair)?;
-    Ok((log, recorded))
+    let alone = is_alone(&log, &applied, id)?;
+    Ok(Opened {
+        log,
+        recorded,
+        alone,
+    })
 }
 
-fn config(options: &Options) -> Result<Config, StartError> {
+/// Whether neither the applied membership nor one in the log behind it names
+/// another node.
+fn is_alone(log: &Log, applied: &Applied, id: u64) -> Result<bool, StartError> {
+    let others = |members: &Membership| peer::has_others(members.nodes.keys(), id);
+    if others(&applied.membership.membership) {
+        return Ok(false);
+    }
+    let mut next = applied.last_applied.map_or(0, |last| last.index + 1);
+    loop {
+        let entries = log.read(next..u64::MAX, LOOK_BYTES)?;
+        let Some(last) = entries.last() else {
+            return Ok(true);
+        };
+        next = last.log_id.index + 1;
+        let named = |entry: &Entry| match &entry.payload {
+            Payload::Membership(members) => others(members),
+            Payload::Blank | Payload::Normal(_) => false,
+        };
+        if entries.iter().any(named) {
+            return Ok(false);
+        }
+    }
+}
+
+fn config(options: &Options, alone: bool) -> Result<Config, StartError> {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let election = milliseconds(options.election_timeout);
     Config {
@@ -74,9 +117,10 @@ fn config(options: &Options) -> Result<Config, StartError> {
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
         // A leader that restarts may lack entries that it never made durable and
-        // a majority did, and does not know how far the majority is. In its old
-        // term it would give their places to others, and serve reads without them.
-        enable_leader_restore: Some(false),
+        // others did, and does not know how far the majority is. In its old term
+        // it would give their places to new ones, and serve reads without them.
+        // One that is alone knows all there is.
+        enable_leader_restore: Some(alone),
         ..Config::default()
     }
     .validate()
@@ -95,7 +139,7 @@ pub(super) fn peers(options: &Options, recorded: Option<&Identity>) -> Result<Pe
     Ok(Peers::new(Arc::new(local), options.members.clone()))
 }
 
-pub(super) fn refused(error: impl std::fmt::Display) -> StartError {
+fn refused(error: impl std::fmt::Display) -> StartError {
     StartError::Raft(error.to_string())
 }
 
@@ -107,14 +151,33 @@ pub(super) struct Beginning {
     pub(super) log: Log,
     pub(super) path: PathBuf,
     pub(super) recorded: Option<Identity>,
+    /// Whether no other node can have seen an entry of this one's.
+    pub(super) alone: bool,
     pub(super) options: Options,
 }
 
 impl Beginning {
     /// Starts consensus, and forms or finds the cluster, whose id is returned.
-    pub(super) async fn begin(self) -> Result<(Raft, String), StartError> {
+    pub(super) async fn while_there_is_space(
+        self,
+        gate: &Gate,
+    ) -> Result<(Raft, String), StartError> {
+        // On a task of its own: what is applied again blocks it.
+        let mut starting = tokio::spawn(self.begin());
+        tokio::select! {
+            started = &mut starting => started.map_err(refused)?,
+            // Nobody is served yet who would be worth waiting for.
+            why = out_of_space(gate) => {
+                gate.condition.stopping.store(true, Ordering::Relaxed);
+                starting.abort();
+                Err(StartError::Full(why))
+            }
+        }
+    }
+
+    async fn begin(self) -> Result<(Raft, String), StartError> {
         let Self { log, options, .. } = self;
-        let config = Arc::new(config(&options)?);
+        let config = Arc::new(config(&options, self.alone)?);
         let peers = self.network.peers.clone();
         let raft = Raft::new(options.id, config, self.network, self.store, self.machine)
             .await
@@ -209,7 +272,7 @@ async fn lead_if_alone(raft: &Raft, id: u64) -> Result<(), StartError> {
 }
 
 /// Resolves when something waits for space, with the reason.
-pub(super) async fn out_of_space(gate: &Gate) -> String {
+async fn out_of_space(gate: &Gate) -> String {
     let mut looks = tokio::time::interval(LOOK_FOR_SPACE);
     loop {
         looks.tick().await;

@@ -16,7 +16,8 @@
 //!   that is refused ([`RequestError::NoLeader`], [`RequestError::DiskFull`])
 //!   never entered the log; one that is [`RequestError::Unconfirmed`] did.
 //! - An entry is applied here only when it is durable here, however many others
-//!   have it; a node never leads again in a term in which it led before a restart.
+//!   have it; a node that is not alone never leads again in a term in which it led
+//!   before a restart.
 //! - The log is purged only up to what the state machine has made durable.
 //! - An error of the disk that is not just a full one ends the node: what it
 //!   would answer afterwards could not be trusted.

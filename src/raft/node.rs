@@ -11,7 +11,7 @@ use openraft::{Instant as _, ServerState};
 use tokio::task::{AbortHandle, spawn_blocking};
 
 use super::copies::Copies;
-use super::join::{self, Beginning, open_log, refused};
+use super::join::{self, Beginning, Opened, open_log};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
@@ -89,8 +89,11 @@ impl Node {
             let id = options.id;
             spawn_blocking(move || open_log(&path, machine.as_ref(), id)).await
         };
-        let (log, recorded) =
-            checked.map_err(|_| StartError::Raft("a thread ended unexpectedly".into()))??;
+        let Opened {
+            log,
+            recorded,
+            alone,
+        } = checked.map_err(|_| StartError::Raft("a thread ended unexpectedly".into()))??;
         let condition = Arc::new(Condition::default());
         let gate = Arc::new(Gate {
             log: log.clone(),
@@ -121,19 +124,10 @@ impl Node {
             log: log.clone(),
             path: dir.raft_log(),
             recorded,
+            alone,
             options: options.clone(),
         };
-        // On a task of its own: what is applied again blocks it.
-        let mut starting = tokio::spawn(beginning.begin());
-        let (raft, cluster_id) = tokio::select! {
-            started = &mut starting => started.map_err(refused)??,
-            // Nobody is served yet who would be worth waiting for.
-            why = join::out_of_space(&gate) => {
-                gate.condition.stopping.store(true, Ordering::Relaxed);
-                starting.abort();
-                return Err(StartError::Full(why));
-            }
-        };
+        let (raft, cluster_id) = beginning.while_there_is_space(&gate).await?;
         let leader = Leader::new(raft.clone(), peers.clone(), Arc::clone(&gate));
         let service = Arc::new(Service {
             raft: raft.clone(),
