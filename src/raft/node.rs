@@ -266,10 +266,14 @@ impl Node {
             last_applied: self.last_applied(),
             last_purged: metrics.purged.as_ref().map(|id| id.index()),
             snapshot: metrics.snapshot.as_ref().map(|id| id.index()),
-            quorum_age_ms: leads
-                .then(|| metrics.last_quorum_acked.map(|at| at.elapsed().as_millis()))
-                .flatten()
-                .map(|age| u64::try_from(age).unwrap_or(u64::MAX)),
+            quorum_age_ms: match metrics.last_quorum_acked {
+                // Its own word is its majority's, at any time.
+                _ if leads && voters == [node.id] => Some(0),
+                Some(at) if leads => {
+                    Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX))
+                }
+                _ => None,
+            },
             backend: node.state_machine.backend(),
             sizes: node.state_machine.sizes(),
             log_bytes: node.gate.log.file_bytes(),
