@@ -12,7 +12,7 @@
 //!
 //! Invariants:
 //!
-//! - A write is answered when it is durable on a majority and applied here. One
+//! - A write is answered when it is durable on a majority and applied on the leader. One
 //!   that is refused ([`RequestError::NoLeader`], [`RequestError::DiskFull`])
 //!   never entered the log; one that is [`RequestError::Unconfirmed`] did.
 //! - An entry is applied here only when it is durable here, however many others
@@ -69,7 +69,7 @@ pub enum Consistency {
     Stale,
 }
 
-/// A write that is durable on a majority and applied here.
+/// A write that is durable on a majority and applied on the leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Its index in the log.

@@ -131,6 +131,8 @@ async fn when_the_leader_stops_another_leads_and_nothing_is_lost() {
 async fn without_a_majority_requests_are_refused_and_nothing_is_done() {
     let mut cluster = Cluster::all(&SQLITE).await;
     set(cluster.node(1), "key", "before").await.unwrap();
+    // It is applied on the leader; here, when this has been read.
+    assert!(get(cluster.node(1), "key").await.is_some());
     cluster.stop(2).await;
     cluster.stop(3).await;
     let node = cluster.node(1);
