@@ -1,4 +1,4 @@
-//! What nodes say to each other, in the encoding of [`record`](super::record):
+//! What nodes say to each other, in the encoding of [`record`]:
 //! bincode 1.3, little-endian, fixed-width. [`PROTOCOL`] counts the versions;
 //! nodes of different versions refuse each other, so that a message never has
 //! to be guessed at. Variants are only ever appended within a version.
