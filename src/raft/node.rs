@@ -31,6 +31,9 @@ use crate::layout::DataDir;
 use crate::storage::space::Space;
 use crate::storage::{Checkpoint, Page, Range, StateMachine, StorageError};
 
+/// How often a node looks whether consensus has failed.
+const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
+
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -284,14 +287,14 @@ impl Node {
 
     /// Resolves when the node cannot go on, with the reason.
     pub async fn failed(&self) -> String {
-        let mut metrics = self.0.raft.metrics();
+        let metrics = self.0.raft.metrics();
+        // To be told of every change would wake somebody several times a write.
+        let mut looks = tokio::time::interval(LOOK_FOR_FAILURE);
         loop {
+            looks.tick().await;
             let fatal = metrics.borrow_watched().running_state.clone().err();
             if let Some(fatal) = fatal {
                 return fatal.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "consensus ended unexpectedly".into();
             }
         }
     }
