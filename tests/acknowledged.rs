@@ -8,11 +8,10 @@ mod common;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use common::client::last_applied;
 use common::fixture::scratch;
-use common::load::{Writer, under_load, writers};
+use common::load::{Writer, times, under_load, wait_up_to, writers};
 use common::node::{Node, node_on};
 use nix::sys::signal::Signal;
 
@@ -20,19 +19,6 @@ use nix::sys::signal::Signal;
 const WRITERS: usize = 8;
 /// One start in so many is killed before it is ready.
 const EARLY: u64 = 6;
-
-/// Few kills by default, many where everything is tried.
-fn kills(few: u32, many: u32) -> u32 {
-    match std::env::var("ASPEN_TEST_EXHAUSTIVE").is_ok_and(|value| value == "1") {
-        true => many,
-        false => few,
-    }
-}
-
-fn wait_up_to(milliseconds: u64) {
-    let time = rand::random::<u64>() % (milliseconds * 1000);
-    std::thread::sleep(Duration::from_micros(time));
-}
 
 fn start(dir: &Path, backend: &str) -> Node {
     let launch = node_on(dir).env("ASPEN_STORAGE_BACKEND", backend);
@@ -95,17 +81,17 @@ fn killed_again_and_again(backend: &str, kills: u32) {
 
 #[test]
 fn what_was_acknowledged_survives_every_kill_on_sqlite() {
-    killed_again_and_again("sqlite", kills(12, 260));
+    killed_again_and_again("sqlite", times(12, 260));
 }
 
 #[test]
 fn what_was_acknowledged_survives_every_kill_on_redb() {
-    killed_again_and_again("redb", kills(5, 90));
+    killed_again_and_again("redb", times(5, 90));
 }
 
 #[test]
 fn what_was_acknowledged_comes_back_from_the_log_where_the_state_machine_is_in_memory() {
-    killed_again_and_again("memory", kills(4, 60));
+    killed_again_and_again("memory", times(4, 60));
 }
 
 #[test]
@@ -114,7 +100,7 @@ fn a_stop_under_load_loses_nothing_that_was_acknowledged_and_ends_well() {
         let dir = scratch();
         let mut writers = writers(WRITERS, 100);
         let mut told = 0;
-        for _ in 0..kills(2, 6) {
+        for _ in 0..times(2, 6) {
             let mut node = start(&dir, backend);
             let address = node.ready();
             check(&mut writers, address, &mut told);

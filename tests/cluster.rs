@@ -10,27 +10,14 @@ use std::time::Duration;
 
 use common::client::{ask, put, until, value};
 use common::cluster::Cluster;
-use common::load::{under_load, writers};
+use common::load::{times, under_load, wait_up_to, writers};
 use serde_json::json;
-
-/// Few by default, many where everything is tried.
-fn rounds(few: u32, many: u32) -> u32 {
-    match std::env::var("ASPEN_TEST_EXHAUSTIVE").is_ok_and(|value| value == "1") {
-        true => many,
-        false => few,
-    }
-}
-
-fn wait_up_to(milliseconds: u64) {
-    let time = rand::random::<u64>() % (milliseconds * 1000);
-    std::thread::sleep(Duration::from_micros(time));
-}
 
 #[test]
 fn the_leader_is_killed_under_load_again_and_again_and_nothing_acknowledged_is_lost() {
     let mut cluster = Cluster::all(&["sqlite", "sqlite", "redb"]);
     let mut writers = writers(8, 100);
-    for _ in 0..rounds(4, 60) {
+    for _ in 0..times(4, 60) {
         let leader = cluster.leader();
         let followers = cluster.followers();
         let [one, other] = [cluster.address(followers[0]), cluster.address(followers[1])];
@@ -61,7 +48,7 @@ fn the_leader_is_killed_under_load_again_and_again_and_nothing_acknowledged_is_l
 fn a_cluster_that_is_killed_whole_comes_back_with_all_that_was_acknowledged() {
     let mut cluster = Cluster::all(&["sqlite"; 3]);
     let mut writers = writers(6, 100);
-    for _ in 0..rounds(3, 30) {
+    for _ in 0..times(3, 30) {
         cluster.leader();
         let [a, b, c] = [1, 2, 3].map(|id| cluster.address(id));
         let (first, rest) = writers.split_at_mut(2);

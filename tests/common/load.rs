@@ -274,3 +274,16 @@ fn tells_what_is_there(write: &Write, pairs: &Pairs, answer: &Answer) -> bool {
         _ => true,
     }
 }
+
+/// Few by default, many where everything is tried.
+pub(crate) fn times(few: u32, many: u32) -> u32 {
+    match std::env::var("ASPEN_TEST_EXHAUSTIVE").is_ok_and(|value| value == "1") {
+        true => many,
+        false => few,
+    }
+}
+
+pub(crate) fn wait_up_to(milliseconds: u64) {
+    let time = rand::random::<u64>() % (milliseconds * 1000);
+    std::thread::sleep(Duration::from_micros(time));
+}
