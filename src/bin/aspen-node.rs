@@ -6,6 +6,10 @@ use aspen::exit::Exit;
 use aspen::supervisor::{Arguments, run};
 use clap::Parser as _;
 
+/// Requests allocate in one thread and free in another all the time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match Arguments::try_parse() {
         Ok(arguments) => run(&arguments).into(),

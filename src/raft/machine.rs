@@ -41,9 +41,9 @@ use crate::telemetry::Chain;
 /// takes and what it holds in memory.
 const MAX_BATCH_ENTRIES: usize = 4096;
 
-/// Entries that are applied without the runtime making room: some 300 us of
+/// Entries that are applied without the runtime making room: some 2 ms of
 /// SQLite, which syncs nothing.
-const QUICK_ENTRIES: usize = 32;
+const QUICK_ENTRIES: usize = 256;
 
 /// How long a full disk is left alone before the next try.
 const RETRY_AFTER: Duration = Duration::from_millis(200);

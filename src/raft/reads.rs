@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::{spawn_blocking, yield_now};
 
 use super::machine::Machine;
 use super::peer::Leader;
@@ -84,6 +85,13 @@ async fn serve(
         if queue.recv_many(&mut round, MAX_ROUND).await == 0 {
             return;
         }
+        // Whose request is being read just now gets in as well.
+        yield_now().await;
+        while round.len() < MAX_ROUND
+            && let Ok(next) = queue.try_recv()
+        {
+            round.push(next);
+        }
         let waiting = std::mem::take(&mut round);
         let (leader, state_machine) = (leader.clone(), Arc::clone(&state_machine));
         tokio::spawn(async move {
@@ -95,22 +103,25 @@ async fn serve(
                 }
                 return;
             }
-            let served =
-                tokio::task::spawn_blocking(move || answer(state_machine.as_ref(), waiting));
-            // A thread that ended drops the answers, which their clients notice.
-            let _ = served.await;
+            answer(state_machine, waiting).await;
             drop(permit);
         });
     }
 }
 
-fn answer(state_machine: &dyn StateMachine, waiting: Vec<Waiting>) {
+/// Reads on a thread that may wait for the disk, and answers from here: to wake
+/// many tasks from another thread costs more than to read for them.
+async fn answer(state_machine: Arc<dyn StateMachine>, waiting: Vec<Waiting>) {
     let (keys, answers): (Vec<_>, Vec<_>) = waiting
         .into_iter()
         .map(|read| (read.key, read.answer))
         .unzip();
+    let Ok(read) = spawn_blocking(move || state_machine.get(&keys)).await else {
+        // The thread ended unexpectedly, which the clients notice by the dropped answers.
+        return;
+    };
     // A client that went away does not wait for its answer.
-    match state_machine.get(&keys) {
+    match read {
         Ok(values) => answers.into_iter().zip(values).for_each(|(answer, value)| {
             let _ = answer.send(Ok(value));
         }),

@@ -157,6 +157,7 @@ impl<'a> Life<'a> {
         durable::create_dir(dir.path())?;
         let locked = LockedDir::take(dir.clone(), "aspen-node")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers())
             .enable_io()
             .enable_time()
             .build()
@@ -461,4 +462,11 @@ impl<'a> Life<'a> {
 
 fn system(operation: &'static str) -> impl Fn(std::io::Error) -> NodeError {
     move |source| NodeError::System { operation, source }
+}
+
+/// Threads of the event loop: half the processors. The log, the state machine
+/// and the kernel's network need the other half, and threads that look for work
+/// take time from those that have some.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))
 }

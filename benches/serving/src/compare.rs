@@ -136,7 +136,15 @@ async fn one(bench: &Bench, peer: Peer, shape: Shape) -> Result<Sample> {
             false => phase.seconds,
         };
         let time = Duration::from_secs(seconds);
-        let outcome = measure(&server, shape, phase.request, phase.connections, time).await?;
+        let outcome = measure(
+            &[&server],
+            &[&server],
+            shape,
+            phase.request,
+            phase.connections,
+            time,
+        )
+        .await?;
         eprintln!(
             "  {}: {} a second, p99 {}, failed {}",
             phase.what,

@@ -82,7 +82,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
 
     let windows = Arc::new(Windows::new(FIRST + DISTURBANCES.len() as u8));
     let shared = Arc::clone(&windows);
-    let mut load = Load::start(&server, shape, Request::Put, CONNECTIONS, shared).await?;
+    let mut load = Load::start(&[&server], shape, Request::Put, CONNECTIONS, shared).await?;
     let (port, quick) = (server.port, bench.quick);
     // On a thread of its own: a backup that is taken in must not keep the puts waiting.
     let disturbing = tokio::task::spawn_blocking(move || disturb(port, quick, &windows));

@@ -153,9 +153,11 @@ pub(crate) async fn fill(server: &Server, shape: Shape) -> Result<f64> {
     Ok(shape.keys as f64 / began.elapsed().as_secs_f64())
 }
 
-/// Measures for `time` what happens when `connections` ask for random keys.
+/// Measures for `time` what happens when `connections`, spread over the servers
+/// `asked`, ask for random keys. `all` are those of the cluster.
 pub(crate) async fn measure(
-    server: &Server,
+    asked: &[&Server],
+    all: &[&Server],
     shape: Shape,
     request: Request,
     connections: u64,
@@ -163,20 +165,24 @@ pub(crate) async fn measure(
 ) -> Result<Outcome> {
     // Nothing is kept of the warm-up.
     let window = Arc::new(Windows::new(2));
-    let mut load = Load::start(server, shape, request, connections, Arc::clone(&window)).await?;
+    let mut load = Load::start(asked, shape, request, connections, Arc::clone(&window)).await?;
     sleep(WARM_UP).await;
     let began = Instant::now();
-    let before = [server.cpu()?, cpu(DRIVER.as_ref())?, machine_cpu()?];
+    let used = || {
+        let servers: Result<f64> = all.iter().map(|server| server.cpu()).sum();
+        Ok::<_, Box<dyn std::error::Error>>([servers?, cpu(DRIVER.as_ref())?, machine_cpu()?])
+    };
+    let before = used()?;
     window.switch_to(1);
     sleep(time).await;
-    let after = [server.cpu()?, cpu(DRIVER.as_ref())?, machine_cpu()?];
+    let after = used()?;
     let elapsed = began.elapsed().as_secs_f64();
     let cores = |of: usize| (after[of] - before[of]) / elapsed;
     window.end();
-    let mut windows = load.join(server).await?;
+    let mut windows = load.join(asked[0]).await?;
     let mut latencies = windows.swap_remove(1);
     latencies.add_failures(windows.swap_remove(0));
-    latencies.complain(&format!("{}, {request:?}", server.peer.name()));
+    latencies.complain(&format!("{}, {request:?}", asked[0].peer.name()));
     Ok(Outcome {
         latencies,
         seconds: elapsed,
@@ -190,6 +196,11 @@ pub(crate) async fn measure(
 pub(crate) struct Windows {
     now: AtomicU8,
     count: u8,
+    began: Instant,
+    /// When anything was acknowledged last, and the longest time between two
+    /// such moments since the last switch; nanoseconds.
+    acknowledged: AtomicU64,
+    gap: AtomicU64,
 }
 
 impl Windows {
@@ -200,12 +211,29 @@ impl Windows {
         Self {
             now: AtomicU8::new(0),
             count,
+            began: Instant::now(),
+            acknowledged: AtomicU64::new(0),
+            gap: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn switch_to(&self, window: u8) {
         assert!(window < self.count, "no such window");
         self.now.store(window, Ordering::SeqCst);
+        self.gap.store(0, Ordering::SeqCst);
+    }
+
+    /// The longest time since the last switch in which nothing was
+    /// acknowledged, to anybody.
+    pub(crate) fn gap(&self) -> Duration {
+        Duration::from_nanos(self.gap.load(Ordering::SeqCst))
+    }
+
+    fn acknowledge(&self) {
+        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let before = self.acknowledged.fetch_max(now, Ordering::SeqCst);
+        self.gap
+            .fetch_max(now.saturating_sub(before), Ordering::SeqCst);
     }
 
     /// Requests under way are finished and counted, then the load ends.
@@ -222,16 +250,16 @@ impl Windows {
 pub(crate) struct Load(JoinSet<std::result::Result<Vec<Latencies>, Failure>>);
 
 impl Load {
-    /// Connects and begins.
+    /// Connects, to the servers in turn, and begins.
     pub(crate) async fn start(
-        server: &Server,
+        servers: &[&Server],
         shape: Shape,
         request: Request,
         connections: u64,
         windows: Arc<Windows>,
     ) -> Result<Self> {
         let mut tasks = JoinSet::new();
-        for number in 0..connections {
+        for (number, server) in (0..connections).zip(servers.iter().cycle()) {
             let client = Client::connect_when_ready(server.peer, server.port).await;
             let connection = Connection {
                 client: client.map_err(|error| server.blame(error))?,
@@ -292,6 +320,9 @@ impl Connection {
             put += 1;
             let (took, result) = self.one(id, put).await;
             let failed = result.is_err();
+            if !failed {
+                windows.acknowledge();
+            }
             let then = windows.now();
             // The warm-up and what lies between disturbances keep no tails.
             if then != window && then != 0 && then != Windows::ENDED && !failed {
@@ -300,7 +331,10 @@ impl Connection {
             all[usize::from(window)].record(took, result);
             if failed {
                 sleep(AFTER_FAILURE).await;
-                self.client = Client::connect(self.peer, self.port).await?;
+                // A server that is gone fails the next request too.
+                if let Ok(client) = Client::connect(self.peer, self.port).await {
+                    self.client = client;
+                }
             }
         }
     }

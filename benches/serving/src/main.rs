@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/serving/Cargo.toml
-//!     --scenario compare | disturb | start | trace     may be repeated, default all
+//!     --scenario compare | cluster | join | disturb | start | trace     may be repeated, default all
 //!     --quick           seconds instead of minutes, to try it out
 //!     --rounds R        of the comparison, default 3
 //!     --peers P,P       of sqlite, redb and etcd
@@ -18,11 +18,13 @@
 //! answer is checked, and no time of a failed request is kept.
 
 mod client;
+mod cluster;
 #[path = "../../common/mod.rs"]
 mod common;
 mod compare;
 mod data;
 mod disturb;
+mod join;
 mod load;
 mod server;
 mod setting;
@@ -42,6 +44,8 @@ use server::{Peer, Programs};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Scenario {
     Compare,
+    Cluster,
+    Join,
     Disturb,
     Start,
     Trace,
@@ -119,6 +123,8 @@ fn run() -> Result<()> {
     let scenarios = match arguments.scenario.is_empty() {
         true => vec![
             Scenario::Compare,
+            Scenario::Cluster,
+            Scenario::Join,
             Scenario::Disturb,
             Scenario::Start,
             Scenario::Trace,
@@ -142,7 +148,7 @@ fn run() -> Result<()> {
     setting::file_system(&dir)?;
 
     let (mut peers, etcd) = (arguments.peers, find("etcd"));
-    if etcd.is_none() && peers.contains(&Peer::Etcd) && scenarios.contains(&Scenario::Compare) {
+    if etcd.is_none() && peers.contains(&Peer::Etcd) {
         eprintln!(
             "Without the peer: there is no etcd in PATH (Debian: apt-get install etcd-server)."
         );
@@ -168,6 +174,8 @@ fn run() -> Result<()> {
     for scenario in scenarios {
         match scenario {
             Scenario::Compare => runtime.block_on(compare::run(&bench))?,
+            Scenario::Cluster => runtime.block_on(cluster::run(&bench))?,
+            Scenario::Join => runtime.block_on(join::run(&bench))?,
             Scenario::Disturb => runtime.block_on(disturb::run(&bench))?,
             Scenario::Start => runtime.block_on(start::run(&bench))?,
             Scenario::Trace => runtime.block_on(trace::run(&bench))?,

@@ -1,6 +1,7 @@
 //! The servers under test: real processes on the loopback, each with a fresh
 //! directory unless told otherwise, gone when dropped.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::TcpListener;
@@ -39,19 +40,26 @@ impl Peer {
     }
 
     /// The program and its arguments.
-    fn command(self, programs: &Programs, dir: &Path, port: u16) -> Result<Vec<OsString>> {
+    fn command(self, programs: &Programs, dir: &Path, place: &Place) -> Result<Vec<OsString>> {
         let backend = match self {
             Self::Sqlite => "sqlite",
             Self::Redb => "redb",
-            Self::Etcd => return etcd(programs, dir, port),
+            Self::Etcd => return etcd(programs, dir, place),
         };
         let config = dir.join("config.toml");
         let data = dir.join("data");
+        let members = place.members.iter().map(|(id, ports)| {
+            let Ports { client, peer } = ports;
+            format!("{id} = {{ peer = \"127.0.0.1:{peer}\", http = \"127.0.0.1:{client}\" }}\n")
+        });
+        let Ports { client, peer } = place.own()?;
         let text = format!(
-            "[node]\ndata_dir = \"{}\"\n\n[http]\nlisten = \"127.0.0.1:{port}\"\n\n\
-             [cluster]\nstorage_backend = \"{backend}\"\npeer_listen = \"127.0.0.1:{}\"\n",
+            "[node]\nid = {}\ndata_dir = \"{}\"\n\n[http]\nlisten = \"127.0.0.1:{client}\"\n\n\
+             [cluster]\nstorage_backend = \"{backend}\"\npeer_listen = \"127.0.0.1:{peer}\"\n\n\
+             [cluster.initial_members]\n{}",
+            place.id,
             data.display(),
-            free_port()?,
+            members.collect::<String>(),
         );
         std::fs::write(&config, text)?;
         Ok(vec![
@@ -62,23 +70,62 @@ impl Peer {
     }
 }
 
-fn etcd(programs: &Programs, dir: &Path, port: u16) -> Result<Vec<OsString>> {
-    let url = |port| format!("http://127.0.0.1:{port}");
-    let peer = url(free_port()?);
+fn etcd(programs: &Programs, dir: &Path, place: &Place) -> Result<Vec<OsString>> {
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let own = place.own()?;
+    let (client, peer) = (url(own.client), url(own.peer));
     let mut command: Vec<OsString> = vec![
         programs.etcd.clone().ok_or("etcd is not installed")?.into(),
         "--data-dir".into(),
         dir.join("data").into(),
     ];
+    let members = place.members.iter();
+    let members = members.map(|(id, ports)| format!("node-{id}={}", url(ports.peer)));
     let options = [
-        ["--listen-client-urls", &url(port)],
-        ["--advertise-client-urls", &url(port)],
+        ["--name", &format!("node-{}", place.id)],
+        ["--listen-client-urls", &client],
+        ["--advertise-client-urls", &client],
         ["--listen-peer-urls", &peer],
         ["--initial-advertise-peer-urls", &peer],
-        ["--initial-cluster", &format!("default={peer}")],
+        ["--initial-cluster", &members.collect::<Vec<_>>().join(",")],
     ];
     command.extend(options.as_flattened().iter().map(OsString::from));
     Ok(command)
+}
+
+/// Where one node listens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ports {
+    client: u16,
+    peer: u16,
+}
+
+/// One node's place in its cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) id: u64,
+    members: BTreeMap<u64, Ports>,
+}
+
+impl Place {
+    /// The places of a cluster of so many.
+    pub(crate) fn of(count: u64) -> Result<Vec<Self>> {
+        let mut members = BTreeMap::new();
+        for id in 1..=count {
+            let (client, peer) = (free_port()?, free_port()?);
+            members.insert(id, Ports { client, peer });
+        }
+        let place = |id| Self {
+            id,
+            members: members.clone(),
+        };
+        Ok((1..=count).map(place).collect())
+    }
+
+    fn own(&self) -> Result<Ports> {
+        let own = self.members.get(&self.id).copied();
+        Ok(own.ok_or("a node is no member of its cluster")?)
+    }
 }
 
 /// Where the programs are.
@@ -122,7 +169,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `peer` on what is in `dir`.
+    /// Starts `peer` on what is in `dir`, a cluster of its own.
     pub(crate) fn start(programs: &Programs, peer: Peer, dir: &Path) -> Result<Self> {
         Self::start_wrapped(programs, peer, dir, &Wrapping::default())
     }
@@ -134,9 +181,21 @@ impl Server {
         dir: &Path,
         wrapping: &Wrapping,
     ) -> Result<Self> {
-        let port = free_port()?;
+        let places = Place::of(1)?;
+        Self::start_at(programs, peer, dir, wrapping, &places[0])
+    }
+
+    /// Starts a node of a cluster.
+    pub(crate) fn start_at(
+        programs: &Programs,
+        peer: Peer,
+        dir: &Path,
+        wrapping: &Wrapping,
+        place: &Place,
+    ) -> Result<Self> {
+        let port = place.own()?.client;
         let mut words = wrapping.prefix.clone();
-        words.extend(peer.command(programs, dir, port)?);
+        words.extend(peer.command(programs, dir, place)?);
         let output = dir.join("output");
         let file = File::options().create(true).append(true).open(&output)?;
         let mut command = Command::new(&words[0]);

@@ -105,7 +105,7 @@ async fn end_once(bench: &Bench, shape: Shape, dir: &Path, end: End) -> Result<(
     let server = Server::start(&bench.programs, Peer::Sqlite, dir)?;
     let windows = Arc::new(Windows::new(1));
     let shared = Arc::clone(&windows);
-    let load = Load::start(&server, shape, Request::Put, CONNECTIONS, shared).await?;
+    let load = Load::start(&[&server], shape, Request::Put, CONNECTIONS, shared).await?;
     sleep(BUSY).await;
     server.kill()?;
     drop(load);

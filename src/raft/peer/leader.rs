@@ -1,18 +1,21 @@
 //! Calls to whoever leads, this node or another.
 //!
-//! Writes for another node are gathered: what waits goes in one message, and
-//! what arrives meanwhile in the next. A write is tried again only while it is
+//! Writes are gathered: what waits goes to the leader in one message, and what
+//! arrives meanwhile in the next. A write is tried again only while it is
 //! certain that nothing was done; how long, is up to who asks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::ClientWriteError;
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use super::{CONNECT_TIME, PeerError, Peers};
@@ -30,8 +33,13 @@ const MAX_BATCH: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Messages with writes that may be under way at once: each waits for an fsync
-/// of the leader and one of a follower, and the leader gathers them anyway.
+/// of the leader and one of a follower, and the log gathers them once more.
 const MAX_UNDER_WAY: usize = 8;
+
+/// How long a write that is the only one is looked out for before its thread
+/// goes to sleep: the time of a commit on a fast disk. To be woken takes a good
+/// part of that.
+const LOOKOUT: Duration = Duration::from_micros(250);
 
 /// How long to wait before asking again who leads, when nothing has changed.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -49,6 +57,28 @@ pub(in crate::raft) struct Leader {
     gate: Arc<Gate>,
     /// Bounded by the number of requests that the API lets in.
     queue: mpsc::UnboundedSender<Waiting>,
+    /// Writes that wait for their fate.
+    writes: Arc<AtomicUsize>,
+}
+
+/// Counts until dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Who leads, as far as this node knows.
@@ -66,6 +96,7 @@ impl Leader {
             peers,
             gate,
             queue,
+            writes: Arc::default(),
         };
         // It ends when the last handle is dropped: its own holds another queue.
         let sending = Self {
@@ -85,20 +116,15 @@ impl Leader {
         let began = Instant::now();
         let within = |rest: Duration| rest.saturating_sub(began.elapsed());
         loop {
-            let fate = match self.known() {
-                Known::Nobody => Ok(Fate::NotLeader),
-                Known::Me => timeout(within(REQUEST_TIME), self.propose(request.clone())).await,
-                Known::Other { .. } => {
-                    let (fate, told) = oneshot::channel();
-                    let request = request.clone();
-                    self.queue
-                        .send(Waiting { request, fate })
-                        .map_err(|_| RequestError::Stopping)?;
-                    let told = timeout(within(REQUEST_TIME), told).await;
-                    told.map(|told| told.unwrap_or(Fate::Unconfirmed))
-                }
+            let (fate, told) = oneshot::channel();
+            let waiting = Waiting {
+                request: request.clone(),
+                fate,
             };
-            match fate.unwrap_or(Fate::Unconfirmed) {
+            let queued = self.queue.send(waiting);
+            queued.map_err(|_| RequestError::Stopping)?;
+            let told = timeout(within(REQUEST_TIME), self.told(told)).await;
+            match told.unwrap_or(Fate::Unconfirmed) {
                 Fate::Written { index, outcome } => return Ok(Written { index, outcome }),
                 Fate::DiskFull(why) => return Err(RequestError::DiskFull(why)),
                 Fate::Unconfirmed => return Err(RequestError::Unconfirmed),
@@ -108,6 +134,21 @@ impl Leader {
                 Fate::NotLeader => self.change(within(patience)).await?,
             }
         }
+    }
+
+    /// What became of a write that was queued.
+    async fn told(&self, mut told: oneshot::Receiver<Fate>) -> Fate {
+        let write = Counted::new(&self.writes);
+        let began = Instant::now();
+        while write.is_alone() && began.elapsed() < LOOKOUT {
+            match told.try_recv() {
+                Ok(fate) => return fate,
+                Err(TryRecvError::Closed) => return Fate::Unconfirmed,
+                // Everything else goes first.
+                Err(TryRecvError::Empty) => yield_now().await,
+            }
+        }
+        told.await.unwrap_or(Fate::Unconfirmed)
     }
 
     /// Returns once this node has applied all that was committed when the call
@@ -156,23 +197,7 @@ impl Leader {
         }
     }
 
-    /// A write on this node, if it leads.
-    async fn propose(&self, request: Request) -> Fate {
-        if let Some(why) = self.gate.full() {
-            return Fate::DiskFull(why);
-        }
-        match self.raft.client_write(request).await {
-            Ok(response) => Fate::Written {
-                index: response.log_id.index(),
-                outcome: response.data,
-            },
-            // Refused before it was appended; anything else may come after that.
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Fate::NotLeader,
-            Err(_) => Fate::Unconfirmed,
-        }
-    }
-
-    /// Writes that another node forwarded; never forwarded again.
+    /// Writes on this node, if it leads; never forwarded.
     pub(super) async fn propose_all(&self, requests: Vec<Request>) -> Vec<Fate> {
         let count = requests.len();
         if let Some(why) = self.gate.full() {
@@ -244,8 +269,18 @@ impl Leader {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
-            if taken.is_empty() && waiting.recv_many(&mut taken, MAX_BATCH).await == 0 {
-                return;
+            if taken.is_empty() {
+                if waiting.recv_many(&mut taken, MAX_BATCH).await == 0 {
+                    return;
+                }
+                // Whose request is being read just now gets in as well: consensus and
+                // log do little more for all of them than for one.
+                yield_now().await;
+                while taken.len() < MAX_BATCH
+                    && let Ok(next) = waiting.try_recv()
+                {
+                    taken.push(next);
+                }
             }
             let mut bytes = 0;
             let fits = |waiting: &Waiting| {
@@ -269,8 +304,9 @@ impl Leader {
             .map(|waiting| (waiting.request, waiting.fate))
             .unzip();
         let fates = match self.known() {
+            Known::Me => self.propose_all(requests).await,
             Known::Other { id, address } => self.forwarded(id, &address, requests).await,
-            Known::Me | Known::Nobody => vec![Fate::NotLeader; told.len()],
+            Known::Nobody => vec![Fate::NotLeader; told.len()],
         };
         for (fate, told) in fates.into_iter().zip(told) {
             // A client that went away does not wait for its answer.

@@ -18,6 +18,7 @@ use redb::{
     StorageBackend, Table, TableDefinition, TableHandle as _,
 };
 
+use super::ahead::{self, Ahead};
 use super::patience::{Patience, Patient};
 use super::tail::{ENTRY_OVERHEAD, Encoded};
 use super::{Bounds, LogError};
@@ -91,9 +92,10 @@ impl LogFile {
             return Err(damaged(path, "it is empty".into()));
         }
         let (patience, syncs) = (Arc::<Patience>::default(), Arc::<AtomicU64>::default());
+        let written = ahead::written(&file).map_err(|error| cannot_open(path, error.into()))?;
         let database = contained(|| {
             let file = Patient::new(
-                wrap(FileBackend::new(file)?),
+                Ahead::new(wrap(FileBackend::new(file)?), written),
                 Arc::clone(&patience),
                 Arc::clone(&syncs),
             );

@@ -4,7 +4,8 @@
 //! waits is made durable in one transaction, with one fdatasync (`writer`).
 //! What was asked for counts at once for everybody who reads: bounds, vote and
 //! the newest entries are in memory (`tail`), older entries are read from the
-//! file (`file`). A disk that is full is waited for (`patience`).
+//! file (`file`). A disk that is full is waited for (`patience`); its
+//! blocks are asked for a piece ahead (`ahead`).
 //!
 //! Invariants:
 //!
@@ -28,6 +29,7 @@
 //! - The file is damaged, foreign or of an older format: an error that names it,
 //!   never an empty log.
 
+mod ahead;
 mod error;
 mod file;
 mod patience;
@@ -140,8 +142,8 @@ impl Log {
         });
     }
 
-    /// Saves the committed position together with the next durable operation,
-    /// at the latest when the log is closed.
+    /// Saves the committed position together with a durable operation that comes,
+    /// the first after a tenth of a second, at the latest when the log is closed.
     pub fn save_committed(&self, committed: Option<LogId>) {
         self.shared().state().committed = committed;
     }

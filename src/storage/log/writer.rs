@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use redb::ReadableTable as _;
 
@@ -26,6 +27,9 @@ const MOST_ENTRIES: usize = 4096;
 /// Most bytes of a transaction, unless one operation alone has more: redb holds
 /// no more than half its cache in memory before it begins to write.
 const MOST_BYTES: u64 = 4 << 20;
+/// How often the committed position is saved at most. It only spares a restart
+/// the wait for its leader, and costs a page in every transaction that has it.
+const COMMITTED_EVERY: Duration = Duration::from_millis(100);
 /// Entries that are purged in one transaction: under a millisecond of work.
 const PURGE_STEP: u64 = 4096;
 
@@ -62,8 +66,9 @@ pub(super) struct State {
     pub(super) tail: Tail,
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
-    /// What the file has of `committed`.
+    /// What the file has of `committed`, and since when.
     committed_written: Option<LogId>,
+    committed_at: Option<Instant>,
     queue: VecDeque<Operation>,
     /// How many operations were asked for, and are durable.
     count: u64,
@@ -85,6 +90,7 @@ impl Shared {
             vote,
             committed,
             committed_written: committed,
+            committed_at: None,
             queue: VecDeque::new(),
             count: 0,
             durable: 0,
@@ -163,10 +169,12 @@ impl State {
 
     /// Takes as much of the queue as one transaction may hold.
     fn take_group(&mut self) -> Group {
+        let saved = |at: Instant| at.elapsed() < COMMITTED_EVERY;
+        let due = self.closing || !self.committed_at.is_some_and(saved);
         let mut group = Group {
             operations: Vec::new(),
             committed: self.committed,
-            save_committed: self.committed != self.committed_written,
+            save_committed: due && self.committed != self.committed_written,
         };
         let (mut entries, mut bytes) = (0, 0);
         while let Some(next) = self.queue.front() {
@@ -263,7 +271,10 @@ impl Writer {
         let result = match written {
             Ok(purged) => {
                 state.durable += operations;
-                state.committed_written = group.committed;
+                if group.save_committed {
+                    state.committed_written = group.committed;
+                    state.committed_at = Some(Instant::now());
+                }
                 let durable = state.durable;
                 state.tail.forget(durable);
                 if purged {

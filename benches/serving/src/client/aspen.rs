@@ -35,6 +35,11 @@ struct Written {
 }
 
 #[derive(Deserialize)]
+struct Status {
+    role: String,
+}
+
+#[derive(Deserialize)]
 struct Read {
     key: String,
     value: String,
@@ -53,6 +58,19 @@ impl Client {
 
     pub(super) async fn ready(&mut self) -> Result<(), Failure> {
         let response = self.call(Method::GET, "/readyz", Vec::new()).await?;
+        succeeded(response).await.map(drop)
+    }
+
+    pub(super) async fn leads(&mut self) -> Result<bool, Failure> {
+        let response = self.call(Method::GET, "/status", Vec::new()).await?;
+        let status: Status = serde_json::from_slice(&succeeded(response).await?)?;
+        Ok(status.role == "leader")
+    }
+
+    /// Has node `id` lead, and returns once it does.
+    pub(crate) async fn hand_over(&mut self, id: u64) -> Result<(), Failure> {
+        let body = format!("{{\"id\":{id}}}").into_bytes();
+        let response = self.call(Method::POST, "/admin/leader", body).await?;
         succeeded(response).await.map(drop)
     }
 

@@ -9,7 +9,8 @@ use hyper_util::rt::TokioExecutor;
 use prost::Message;
 
 use self::messages::{
-    Operation, PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+    Operation, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
+    TxnRequest, TxnResponse,
 };
 use super::{Failure, stream};
 use crate::data::Pair;
@@ -29,6 +30,24 @@ mod messages {
     pub(super) struct ResponseHeader {
         #[prost(int64, tag = "3")]
         pub(super) revision: i64,
+    }
+
+    /// The rest of the header, in an answer that tells who leads.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Teller {
+        #[prost(uint64, tag = "2")]
+        pub(super) member_id: u64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct StatusRequest {}
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct StatusResponse {
+        #[prost(message, optional, tag = "1")]
+        pub(super) header: Option<Teller>,
+        #[prost(uint64, tag = "4")]
+        pub(super) leader: u64,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -95,12 +114,19 @@ impl Client {
         tokio::spawn(connection);
         Ok(Self {
             requests,
-            service: format!("http://127.0.0.1:{port}/etcdserverpb.KV/"),
+            service: format!("http://127.0.0.1:{port}/etcdserverpb."),
         })
     }
 
+    pub(super) async fn leads(&mut self) -> Result<bool, Failure> {
+        let asked = self.call("Maintenance/Status", &StatusRequest {});
+        let status: StatusResponse = asked.await?;
+        let teller = status.header.map(|header| header.member_id);
+        Ok(status.leader != 0 && teller == Some(status.leader))
+    }
+
     pub(super) async fn put(&mut self, pair: &Pair) -> Result<(), Failure> {
-        let written: PutResponse = self.call("Put", &put(pair)).await?;
+        let written: PutResponse = self.call("KV/Put", &put(pair)).await?;
         match written.header {
             Some(header) if header.revision > 0 => Ok(()),
             _ => Err(format!("{}: acknowledged without a revision", pair.key).into()),
@@ -114,7 +140,7 @@ impl Client {
         let request = TxnRequest {
             success: pairs.iter().map(operation).collect(),
         };
-        let done: TxnResponse = self.call("Txn", &request).await?;
+        let done: TxnResponse = self.call("KV/Txn", &request).await?;
         match done.succeeded {
             true => Ok(()),
             false => Err("a transaction without conditions did not succeed".into()),
@@ -123,7 +149,7 @@ impl Client {
 
     pub(super) async fn get(&mut self, key: &str) -> Result<Option<String>, Failure> {
         let request = RangeRequest { key: key.into() };
-        let found: RangeResponse = self.call("Range", &request).await?;
+        let found: RangeResponse = self.call("KV/Range", &request).await?;
         let Some(found) = found.kvs.into_iter().next() else {
             return Ok(None);
         };

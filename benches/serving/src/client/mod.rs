@@ -55,6 +55,14 @@ impl Client {
         }
     }
 
+    /// Whether this server leads its cluster, as it says itself.
+    pub(crate) async fn leads(&mut self) -> Result<bool, Failure> {
+        match self {
+            Self::Aspen(client) => client.leads().await,
+            Self::Etcd(client) => client.leads().await,
+        }
+    }
+
     /// Returns once the server says that the pair is durable.
     pub(crate) async fn put(&mut self, pair: &Pair) -> Result<(), Failure> {
         match self {
