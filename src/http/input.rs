@@ -24,7 +24,8 @@ use super::limits::{
     MAX_BATCH_BYTES, MAX_BATCH_KEYS, MAX_KEY_BYTES, MAX_PAGE, MAX_PAGE_BYTES, MAX_VALUE_BYTES,
     USUAL_PAGE,
 };
-use crate::format::entry::Request;
+use crate::format::entry::Plain;
+use crate::format::idempotency;
 use crate::raft::Consistency;
 use crate::storage::Range;
 
@@ -121,15 +122,15 @@ pub fn key(path: &str) -> Result<String, ApiError> {
 /// # Errors
 /// When the key must not be written, the body is not understood, or a value is
 /// over its limit.
-pub fn set(key: String, bytes: &[u8]) -> Result<Request, ApiError> {
+pub fn set(key: String, bytes: &[u8]) -> Result<Plain, ApiError> {
     check_key(&key, Code::PathTooLong)?;
     let SetBody { value, expect } = body(bytes)?;
     check_value(&value)?;
     Ok(match expect {
-        None => Request::Set { key, value },
+        None => Plain::Set { key, value },
         Some(expect) => {
             expect.as_deref().map_or(Ok(()), check_value)?;
-            Request::CompareAndSet { key, expect, value }
+            Plain::CompareAndSet { key, expect, value }
         }
     })
 }
@@ -139,7 +140,7 @@ pub fn set(key: String, bytes: &[u8]) -> Result<Request, ApiError> {
 /// # Errors
 /// When the body is not understood, a key must not be written or stands twice,
 /// or a limit is passed.
-pub fn batch(bytes: &[u8]) -> Result<Request, ApiError> {
+pub fn batch(bytes: &[u8]) -> Result<Plain, ApiError> {
     let BatchBody { set, delete } = body(bytes)?;
     let count = set.len() + delete.len();
     if count > MAX_BATCH_KEYS {
@@ -168,7 +169,47 @@ pub fn batch(bytes: &[u8]) -> Result<Request, ApiError> {
     }
     let set = set.into_iter().map(|Object(pair)| (pair.key, pair.value));
     let set = set.collect();
-    Ok(Request::Batch { set, delete })
+    Ok(Plain::Batch { set, delete })
+}
+
+/// The key in an `Idempotency-Key`: a string as structured fields have it
+/// (RFC 8941, 3.3.3), in quotes, or the same without quotes where it needs none.
+///
+/// # Errors
+/// When it is neither, empty, or over [`idempotency::MAX_KEY_BYTES`].
+pub fn idempotency_key(field: &[u8]) -> Result<String, ApiError> {
+    let key = match field {
+        [b'"', quoted @ .., b'"'] => unquoted(quoted),
+        bare => {
+            let is_bare = |byte: &u8| byte.is_ascii_graphic() && !b"\"\\,;".contains(byte);
+            bare.iter().all(is_bare).then(|| bare.to_vec())
+        }
+    };
+    let key = key.filter(|key| (1..=idempotency::MAX_KEY_BYTES).contains(&key.len()));
+    key.and_then(|key| String::from_utf8(key).ok())
+        .ok_or_else(|| {
+            let most = idempotency::MAX_KEY_BYTES;
+            let message = format!(
+                "the Idempotency-Key is no string of 1 to {most} printable ASCII characters, \
+                 such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\""
+            );
+            ApiError::new(Code::InvalidIdempotencyKey, message)
+        })
+}
+
+/// What stands between the quotes of a string.
+fn unquoted(quoted: &[u8]) -> Option<Vec<u8>> {
+    let mut key = Vec::with_capacity(quoted.len());
+    let mut bytes = quoted.iter();
+    while let Some(&byte) = bytes.next() {
+        key.push(match byte {
+            b'\\' => *bytes.next().filter(|byte| b"\"\\".contains(byte))?,
+            b'"' => return None,
+            b' '..=b'~' => byte,
+            _ => return None,
+        });
+    }
+    Some(key)
 }
 
 fn check_key(key: &str, too_long: Code) -> Result<(), ApiError> {

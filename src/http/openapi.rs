@@ -8,14 +8,15 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::Paths;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn, Paths};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
-use utoipa::{IntoResponses, OpenApi, ToSchema};
+use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, Required, ResponseBuilder};
+use utoipa::{IntoParams, IntoResponses, OpenApi, ToSchema};
 
 use super::error::{ApiError, Code, Failure};
 use super::{Shared, answer};
+use crate::format::idempotency;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -79,6 +80,37 @@ pub(super) async fn document(State(shared): State<Shared>) -> Result<Response, A
     Ok(answer::encoded(StatusCode::OK, shared.description()))
 }
 
+/// The header that makes a write happen once.
+pub(super) struct OnceHeader;
+
+impl IntoParams for OnceHeader {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let schema = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(2 * idempotency::MAX_KEY_BYTES + 2))
+            .pattern(Some(
+                r#"^("([ !#-\[\]-~]|\\["\\]){1,255}"|[!#-+\-.-:<-\[\]-~]{1,255})$"#,
+            ));
+        let about = format!(
+            "The client's name for this request: however often it is sent, it happens once, and \
+             every answer is the first one's, marked by `Idempotent-Replayed: true`. A string as in \
+             RFC 8941, in quotes or without, of at most {} bytes; the last {} such requests are \
+             remembered.",
+            idempotency::MAX_KEY_BYTES,
+            idempotency::MAX_RECORDS,
+        );
+        let header = ParameterBuilder::new()
+            .name("Idempotency-Key")
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some(about))
+            .schema(Some(schema))
+            .build();
+        vec![header]
+    }
+}
+
 /// Sets of errors, as the routes name them.
 macro_rules! failures {
     ($($(#[$doc:meta])* $name:ident = $($code:ident)*;)*) => {$(
@@ -110,15 +142,16 @@ failures! {
         BadRequest NoLeader Timeout Storage;
     /// Of a write of one key, but for the conflict, which tells more.
     WriteKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest InvalidKey BodyTooSlow BodyTooLarge ValueTooLarge PathTooLong NotJson
-        NoLeader Unconfirmed DiskFull Storage;
+        BadRequest InvalidKey InvalidIdempotencyKey BodyTooSlow BodyTooLarge ValueTooLarge PathTooLong
+        NotJson IdempotencyKeyReused NoLeader Unconfirmed DiskFull Storage;
     /// Of a removal.
     RemoveKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest KeyNotFound NoLeader Unconfirmed DiskFull Storage;
+        BadRequest InvalidIdempotencyKey KeyNotFound IdempotencyKeyReused NoLeader Unconfirmed
+        DiskFull Storage;
     /// Of a batch.
     WriteBatch = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest InvalidKey DuplicateKey BodyTooSlow BodyTooLarge KeyTooLong ValueTooLarge
-        BatchTooLarge NotJson NoLeader Unconfirmed DiskFull Storage;
+        BadRequest InvalidKey InvalidIdempotencyKey DuplicateKey BodyTooSlow BodyTooLarge KeyTooLong
+        ValueTooLarge BatchTooLarge NotJson IdempotencyKeyReused NoLeader Unconfirmed DiskFull Storage;
     /// Of what works on the files.
     Files = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         Busy NoLeader Timeout DiskFull Storage;

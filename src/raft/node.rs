@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
@@ -29,7 +29,7 @@ use crate::format::entry::Request;
 use crate::format::record::LogId;
 use crate::layout::DataDir;
 use crate::storage::space::Space;
-use crate::storage::{Checkpoint, Page, Range, StateMachine, StorageError};
+use crate::storage::{Checkpoint, Contents, Page, Range, StateMachine, StorageError};
 
 /// How often a node looks whether consensus has failed.
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
@@ -224,6 +224,18 @@ impl Node {
         })
     }
 
+    /// Computes the digests of what this node holds, while serving, for as long as
+    /// the answer is waited for.
+    ///
+    /// # Errors
+    /// When the state machine fails.
+    pub async fn digest(&self) -> Result<Contents, RequestError> {
+        let unwanted = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&unwanted);
+        let _waits = Unwanted(unwanted);
+        self.blocking(move |machine| machine.digest(&stop)).await
+    }
+
     /// Whether linearizable requests are served now.
     ///
     /// # Errors
@@ -340,6 +352,15 @@ impl Node {
             .await
             .map_err(|_| RequestError::Stopping)?
             .map_err(unanswered)
+    }
+}
+
+/// Says when it is dropped that an answer is no longer waited for.
+struct Unwanted(Arc<AtomicBool>);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -76,7 +76,8 @@ impl Leader {
         leader
     }
 
-    /// Writes on the leader, and waits `patience` for there to be one.
+    /// Writes on the leader, and waits `patience` for there to be one. What may
+    /// or may not have happened is tried again only if it happens once anyway.
     pub(in crate::raft) async fn write(
         &self,
         request: Request,
@@ -84,6 +85,9 @@ impl Leader {
     ) -> Result<Written, RequestError> {
         let began = Instant::now();
         let within = |rest: Duration| rest.saturating_sub(began.elapsed());
+        let once = matches!(request, Request::Idempotent(_));
+        // From the first attempt that is unconfirmed, no other answer says that nothing was done.
+        let mut unconfirmed = false;
         loop {
             let fate = match self.known() {
                 Known::Nobody => Ok(Fate::NotLeader),
@@ -91,21 +95,36 @@ impl Leader {
                 Known::Other { .. } => {
                     let (fate, told) = oneshot::channel();
                     let request = request.clone();
-                    self.queue
-                        .send(Waiting { request, fate })
-                        .map_err(|_| RequestError::Stopping)?;
-                    let told = timeout(within(REQUEST_TIME), told).await;
-                    told.map(|told| told.unwrap_or(Fate::Unconfirmed))
+                    match self.queue.send(Waiting { request, fate }) {
+                        Ok(()) => {
+                            let told = timeout(within(REQUEST_TIME), told).await;
+                            told.map(|told| told.unwrap_or(Fate::Unconfirmed))
+                        }
+                        Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
+                        Err(_) => return Err(RequestError::Stopping),
+                    }
                 }
             };
-            match fate.unwrap_or(Fate::Unconfirmed) {
-                Fate::Written { index, outcome } => return Ok(Written { index, outcome }),
-                Fate::DiskFull(why) => return Err(RequestError::DiskFull(why)),
-                Fate::Unconfirmed => return Err(RequestError::Unconfirmed),
-                Fate::NotLeader if within(patience).is_zero() => {
-                    return Err(RequestError::NoLeader);
+            let fate = fate.unwrap_or(Fate::Unconfirmed);
+            unconfirmed |= fate == Fate::Unconfirmed;
+            let rest = match fate {
+                Fate::Written { index, outcome } => return Written::of(index, outcome),
+                Fate::DiskFull(why) if !unconfirmed => return Err(RequestError::DiskFull(why)),
+                Fate::NotLeader if !unconfirmed => match within(patience) {
+                    Duration::ZERO => return Err(RequestError::NoLeader),
+                    rest => rest,
+                },
+                Fate::Unconfirmed | Fate::NotLeader | Fate::DiskFull(_) => {
+                    match within(REQUEST_TIME) {
+                        Duration::ZERO => return Err(RequestError::Unconfirmed),
+                        _ if !once => return Err(RequestError::Unconfirmed),
+                        rest => rest,
+                    }
                 }
-                Fate::NotLeader => self.change(within(patience)).await?,
+            };
+            match self.change(rest).await {
+                Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
+                changed => changed?,
             }
         }
     }
