@@ -90,6 +90,8 @@ pub enum Call {
     Write(Vec<Request>),
     /// Up to where has a reader to wait; answered by [`Answer::ReadIndex`].
     ReadIndex,
+    /// The same, confirmed by the leader's lease.
+    LeaseRead,
 }
 
 /// The answer to a [`Call`].

@@ -12,6 +12,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use serde::de::value::MapAccessDeserializer;
@@ -21,8 +22,8 @@ use utoipa::ToSchema;
 
 use super::error::{ApiError, Code};
 use super::limits::{
-    MAX_BATCH_BYTES, MAX_BATCH_KEYS, MAX_KEY_BYTES, MAX_PAGE, MAX_PAGE_BYTES, MAX_VALUE_BYTES,
-    USUAL_PAGE,
+    MAX_BATCH_BYTES, MAX_BATCH_KEYS, MAX_KEY_BYTES, MAX_LAG_MS, MAX_PAGE, MAX_PAGE_BYTES,
+    MAX_VALUE_BYTES, USUAL_PAGE,
 };
 use crate::format::entry::Plain;
 use crate::format::idempotency;
@@ -240,8 +241,8 @@ fn check_value(value: &str) -> Result<(), ApiError> {
 /// # Errors
 /// When the query is not understood.
 pub fn consistency(query: Option<&str>) -> Result<Consistency, ApiError> {
-    let [consistency] = parameters(query, ["consistency"])?;
-    parse_consistency(consistency.as_deref())
+    let [consistency, max_lag] = parameters(query, ["consistency", "max_lag"])?;
+    parse_consistency(consistency.as_deref(), max_lag.as_deref())
 }
 
 /// Which page is asked for, and how fresh.
@@ -249,8 +250,9 @@ pub fn consistency(query: Option<&str>) -> Result<Consistency, ApiError> {
 /// # Errors
 /// When the query is not understood.
 pub fn range(query: Option<&str>) -> Result<(Range, Consistency), ApiError> {
-    let names = ["prefix", "after", "limit", "consistency"];
-    let [prefix, after, limit, consistency] = parameters(query, names)?;
+    let names = ["prefix", "after", "limit", "consistency", "max_lag"];
+    let [prefix, after, limit, consistency, max_lag] = parameters(query, names)?;
+    let consistency = parse_consistency(consistency.as_deref(), max_lag.as_deref())?;
     let limit = match limit {
         None => USUAL_PAGE,
         Some(text) => {
@@ -267,7 +269,7 @@ pub fn range(query: Option<&str>) -> Result<(Range, Consistency), ApiError> {
         limit,
         max_bytes: MAX_PAGE_BYTES,
     };
-    Ok((range, parse_consistency(consistency.as_deref())?))
+    Ok((range, consistency))
 }
 
 /// Whether more is asked for than a word: `?verbose`, as Kubernetes has it.
@@ -292,12 +294,29 @@ pub fn nothing(query: Option<&str>) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn parse_consistency(text: Option<&str>) -> Result<Consistency, ApiError> {
-    match text {
-        None | Some("linearizable") => Ok(Consistency::Linearizable),
-        Some("stale") => Ok(Consistency::Stale),
-        Some(_) => Err(ApiError::bad_request(
-            "consistency is neither linearizable nor stale",
+fn parse_consistency(
+    consistency: Option<&str>,
+    max_lag: Option<&str>,
+) -> Result<Consistency, ApiError> {
+    match (consistency, max_lag) {
+        (None | Some("linearizable"), None) => Ok(Consistency::Linearizable),
+        (Some("lease"), None) => Ok(Consistency::Lease),
+        (Some("stale"), None) => Ok(Consistency::Stale),
+        (Some("stale"), Some(text)) => {
+            let lag = text.parse().ok();
+            let lag = lag.filter(|lag| (0..=MAX_LAG_MS).contains(lag));
+            let lag = lag.map(Duration::from_millis).map(Consistency::Bounded);
+            lag.ok_or_else(|| {
+                let message =
+                    format!("max_lag is not a number of milliseconds from 0 to {MAX_LAG_MS}");
+                ApiError::bad_request(message)
+            })
+        }
+        (None | Some("linearizable" | "lease"), Some(_)) => Err(ApiError::bad_request(
+            "max_lag means something with consistency=stale only: other reads have no lag",
+        )),
+        (Some(_), _) => Err(ApiError::bad_request(
+            "consistency is neither linearizable nor lease nor stale",
         )),
     }
 }

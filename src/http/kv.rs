@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::error::{ApiError, Code, Conflict};
 use super::limits::{NODE_TIME, Taken};
-use super::openapi::{OnceHeader, ReadKey, RemoveKey, WriteKey};
+use super::openapi::{Freshness, OnceHeader, ReadKey, RemoveKey, WriteKey};
 use super::{Shared, answer, input};
 use crate::format::entry::{Idempotent, Outcome, Plain, Request as Write};
 use crate::raft::{Node, RequestError, Written};
@@ -56,7 +56,7 @@ pub(super) struct Removed {
 #[utoipa::path(get, path = "/api/kv/{*key}", tag = "keys",
     params(
         ("key" = String, Path, description = "May hold slashes; anything else percent-encoded"),
-        ("consistency" = Option<String>, Query, description = "`linearizable`, the default, or `stale`: what this node has applied", pattern = "^(linearizable|stale)$"),
+        Freshness,
     ),
     responses((status = 200, description = "The key exists", body = Pair), ReadKey))]
 pub(super) async fn get(State(shared): State<Shared>, uri: Uri) -> Result<Response, ApiError> {

@@ -45,6 +45,10 @@ pub const MAX_PAGE: usize = 1000;
 /// Bytes of a page's keys and values, but for one pair that is longer by itself.
 pub const MAX_PAGE_BYTES: usize = 1 << 20;
 
+/// The largest `max_lag`, in milliseconds: a day. Who takes what is older wants a
+/// read without a bound.
+pub const MAX_LAG_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// Requests at the same time, health and metrics apart. HTTP/1.1 has one per
 /// connection; with `SMALL_BYTES` each way this is the memory of all small ones.
 pub const MAX_REQUESTS: usize = 1024;

@@ -15,6 +15,7 @@ use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, Required, ResponseBuilde
 use utoipa::{IntoParams, IntoResponses, OpenApi, ToSchema};
 
 use super::error::{ApiError, Code, Failure};
+use super::limits::MAX_LAG_MS;
 use super::{Shared, answer};
 use crate::format::idempotency;
 
@@ -28,7 +29,7 @@ use crate::format::idempotency;
             gets 400, 408, 414 or 431 and the connection is closed. A method that a path does not \
             take gets 405 with `Allow`, a path that is none 404, both with an error as everywhere.\n\n\
             A write is answered once it is durable on a majority of the members. Reads are \
-            linearizable unless `consistency=stale`.",
+            linearizable unless `consistency` says otherwise.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     components(schemas(Failure)),
@@ -108,6 +109,39 @@ impl IntoParams for OnceHeader {
             .schema(Some(schema))
             .build();
         vec![header]
+    }
+}
+
+/// How fresh a read is.
+pub(super) struct Freshness;
+
+impl IntoParams for Freshness {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let query = |name: &str, about: String, schema: ObjectBuilder| {
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .description(Some(about))
+                .schema(Some(schema))
+                .build()
+        };
+        let consistency = "`linearizable`, the default: confirmed by a majority for this read. `lease`: the \
+             same, confirmed by what a majority has told the leader in the last election timeout, \
+             which relies on clocks that run at similar rates. `stale`: what this node has applied.";
+        let max_lag = "With `consistency=stale`: milliseconds before the request from which on a \
+             write may be missing. A node that does not know that it holds all the older ones asks the leader.";
+        let text = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some("^(linearizable|lease|stale)$"));
+        let number = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(0))
+            .maximum(Some(MAX_LAG_MS as f64));
+        vec![
+            query("consistency", consistency.to_owned(), text),
+            query("max_lag", max_lag.to_owned(), number),
+        ]
     }
 }
 

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::error::ApiError;
 use super::kv::{Pair, idempotency_key, json_body, marked, sized, written};
 use super::limits::{NODE_TIME, Taken};
-use super::openapi::{OnceHeader, ReadPage, WriteBatch};
+use super::openapi::{Freshness, OnceHeader, ReadPage, WriteBatch};
 use super::{Shared, answer, input};
 use crate::format::entry::{Outcome, Plain};
 use crate::raft::RequestError;
@@ -41,7 +41,7 @@ pub(super) struct BatchDone {
         ("prefix" = Option<String>, Query, description = "What the keys begin with"),
         ("after" = Option<String>, Query, description = "The key after which the page begins; it need not exist"),
         ("limit" = Option<u16>, Query, description = "The most pairs, 100 unless told; a page ends sooner at 1 MiB", minimum = 1, maximum = 1000),
-        ("consistency" = Option<String>, Query, description = "`linearizable`, the default, or `stale`: what this node has applied", pattern = "^(linearizable|stale)$"),
+        Freshness,
     ),
     responses((status = 200, description = "The page, in one consistent view", body = Page), ReadPage))]
 pub(super) async fn list(State(shared): State<Shared>, uri: Uri) -> Result<Response, ApiError> {

@@ -63,8 +63,14 @@ const LEADER_TIME: Duration = Duration::from_secs(5);
 /// How fresh a read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
-    /// It sees every write that was answered before it began, on any node.
+    /// It sees every write that was answered before it began, on any node: a
+    /// majority confirms the leader for it.
     Linearizable,
+    /// The same, confirmed by what a majority has told the leader in the last
+    /// election timeout. It relies on clocks: see [`Leader`](peer::Leader).
+    Lease,
+    /// It sees at least what was committed so long before it began.
+    Bounded(Duration),
     /// It sees what this node has applied.
     Stale,
 }

@@ -15,7 +15,7 @@ use super::join::{self, Beginning, Opened, open_log};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
-use super::peer::{self, Leader, Peers, Receiver, Service};
+use super::peer::{self, Confirmation, Leader, Peers, Receiver, Service};
 use super::reads::{Raft, Reads, failed};
 use super::start::StartError;
 use super::types::to_log_id;
@@ -131,7 +131,8 @@ impl Node {
             options: options.clone(),
         };
         let (raft, cluster_id) = beginning.while_there_is_space(&gate).await?;
-        let leader = Leader::new(raft.clone(), peers.clone(), Arc::clone(&gate));
+        let lease = options.election_timeout;
+        let leader = Leader::new(raft.clone(), peers.clone(), Arc::clone(&gate), lease);
         let service = Arc::new(Service {
             raft: raft.clone(),
             peers: peers.clone(),
@@ -181,8 +182,8 @@ impl Node {
     /// # Errors
     /// See [`RequestError`].
     pub async fn scan(&self, range: Range, consistency: Consistency) -> Result<Page, RequestError> {
-        if consistency == Consistency::Linearizable {
-            self.0.leader.confirm(LEADER_TIME).await?;
+        if let Some(confirmation) = self.0.leader.confirmation(consistency) {
+            self.0.leader.confirm(confirmation, LEADER_TIME).await?;
         }
         self.blocking(move |machine| machine.scan(&range)).await
     }
@@ -241,7 +242,8 @@ impl Node {
     /// # Errors
     /// Why not.
     pub async fn ready(&self) -> Result<(), RequestError> {
-        self.0.leader.confirm(Duration::ZERO).await
+        let majority = Confirmation::Majority;
+        self.0.leader.confirm(majority, Duration::ZERO).await
     }
 
     /// The last applied entry.

@@ -171,6 +171,41 @@ fn a_page_is_asked_for_by_name() {
 }
 
 #[test]
+fn a_read_may_lag_by_so_many_milliseconds() {
+    for (query, expected) in [
+        ("consistency=linearizable", Consistency::Linearizable),
+        ("consistency=lease", Consistency::Lease),
+        (
+            "max_lag=0&consistency=stale",
+            Consistency::Bounded(Duration::ZERO),
+        ),
+        (
+            "consistency=stale&max_lag=86400000",
+            Consistency::Bounded(Duration::from_secs(86_400)),
+        ),
+    ] {
+        assert_eq!(consistency(Some(query)).unwrap(), expected);
+        assert_eq!(range(Some(query)).unwrap().1, expected);
+    }
+    for bad in [
+        "max_lag=1",
+        "max_lag=1&consistency=linearizable",
+        "max_lag=1&consistency=lease",
+        "consistency=stale&max_lag=",
+        "consistency=stale&max_lag=-1",
+        "consistency=stale&max_lag=1.5",
+        "consistency=stale&max_lag=1s",
+        "consistency=stale&max_lag=86400001",
+        "consistency=stale&max_lag=18446744073709551616",
+        "consistency=stale&max_lag=1&max_lag=1",
+        "consistency=leased",
+    ] {
+        assert_eq!(code(consistency(Some(bad))), Code::BadRequest, "{bad}");
+        assert_eq!(code(range(Some(bad))), Code::BadRequest, "{bad}");
+    }
+}
+
+#[test]
 fn an_idempotency_key_is_a_string_in_quotes_or_without() {
     let key = |field: &str| idempotency_key(field.as_bytes());
     for (field, expected) in [

@@ -2,16 +2,30 @@
 //!
 //! Writes for another node are gathered: what waits goes in one message, and
 //! what arrives meanwhile in the next. A write is tried again only while it is
-//! certain that nothing was done; how long, is up to who asks.
+//! certain that nothing was done, or if it happens once anyway; how long, is up
+//! to who asks.
+//!
+//! Reads are confirmed by the leader, in one of two ways. *Majority* (ReadIndex): a majority
+//! has answered it since the read began. Nothing is assumed. *Lease*: a majority has answered
+//! it in the last election timeout; those that did elect nobody else for twice that time. So it
+//! is assumed that no two nodes' monotonic clocks run at rates that differ by a factor of two,
+//! that no machine is suspended and goes on with its clock behind, and that no node which
+//! has just answered the leader forgets that in a restart and elects another within an election
+//! timeout. A leader that hands over serves no read by its lease.
+//!
+//! A stale read with a bound needs no leader if this node knows that it is recent: it remembers
+//! when the last round that a majority confirmed, and whose index is applied here, had
+//! *begun*. All that was committed before that moment is applied here, whatever this node hears or
+//! does not hear from then on. Only this node's own monotonic clock is asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
+use openraft::{LinearizerOption, ReadPolicy};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
@@ -21,7 +35,7 @@ use crate::format::peer::{Answer, Call, Fate};
 use crate::format::record::LogId;
 use crate::raft::reads::Raft;
 use crate::raft::types::{from_log_id, to_log_id};
-use crate::raft::{Gate, REQUEST_TIME, RequestError, Written};
+use crate::raft::{Consistency, Gate, REQUEST_TIME, RequestError, Written};
 
 /// Most writes in one message.
 const MAX_BATCH: usize = 256;
@@ -36,6 +50,15 @@ const MAX_UNDER_WAY: usize = 8;
 /// How long to wait before asking again who leads, when nothing has changed.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How a read is confirmed; see above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::raft) enum Confirmation {
+    /// By an answer of a majority since the read began.
+    Majority,
+    /// By the lease that earlier answers gave.
+    Lease,
+}
+
 struct Waiting {
     request: Request,
     fate: oneshot::Sender<Fate>,
@@ -49,6 +72,10 @@ pub(in crate::raft) struct Leader {
     gate: Arc<Gate>,
     /// Bounded by the number of requests that the API lets in.
     queue: mpsc::UnboundedSender<Waiting>,
+    /// How old the answers of a majority may be that confirm a read by lease.
+    lease: Duration,
+    /// When the last round that a majority confirmed and that is applied here began.
+    recent: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Who leads, as far as this node knows.
@@ -59,13 +86,17 @@ enum Known {
 }
 
 impl Leader {
-    pub(in crate::raft) fn new(raft: Raft, peers: Peers, gate: Arc<Gate>) -> Self {
+    /// `lease` is half the time for which a node that has answered the leader
+    /// elects no other.
+    pub(in crate::raft) fn new(raft: Raft, peers: Peers, gate: Arc<Gate>, lease: Duration) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
         let leader = Self {
             raft,
             peers,
             gate,
             queue,
+            lease,
+            recent: Arc::default(),
         };
         // It ends when the last handle is dropped: its own holds another queue.
         let sending = Self {
@@ -129,21 +160,59 @@ impl Leader {
         }
     }
 
+    /// What a read has to be confirmed by that begins now; nothing if what is
+    /// applied here is known to be recent enough.
+    pub(in crate::raft) fn confirmation(&self, consistency: Consistency) -> Option<Confirmation> {
+        let age = || self.recent().map(|began| began.elapsed());
+        match consistency {
+            Consistency::Linearizable => Some(Confirmation::Majority),
+            Consistency::Lease => Some(Confirmation::Lease),
+            Consistency::Bounded(most) if age().is_some_and(|age| age <= most) => None,
+            Consistency::Bounded(_) => Some(Confirmation::Majority),
+            Consistency::Stale => None,
+        }
+    }
+
+    fn recent(&self) -> Option<Instant> {
+        *self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A round that began at `began` was confirmed, and what it was told to wait for is applied.
+    fn note(&self, began: Instant) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        // Rounds may overtake each other.
+        *recent = (*recent).max(Some(began));
+    }
+
     /// Returns once this node has applied all that was committed when the call
     /// began, as the leader knows; waits `patience` for there to be one.
-    pub(in crate::raft) async fn confirm(&self, patience: Duration) -> Result<(), RequestError> {
+    pub(in crate::raft) async fn confirm(
+        &self,
+        confirmation: Confirmation,
+        patience: Duration,
+    ) -> Result<(), RequestError> {
         let began = Instant::now();
         let within = |rest: Duration| rest.saturating_sub(began.elapsed());
         loop {
+            let asked = Instant::now();
             let confirmed = timeout(within(REQUEST_TIME), async {
                 match self.known() {
                     Known::Nobody => Ok(None),
-                    Known::Me => self.read_index().await,
-                    Known::Other { id, address } => self.ask_read_index(id, &address).await,
+                    Known::Me => self.read_index(confirmation).await,
+                    Known::Other { id, address } => {
+                        self.ask_read_index(id, &address, confirmation).await
+                    }
                 }
             });
             match confirmed.await.unwrap_or(Err(RequestError::Timeout))? {
-                Some(upto) => return self.applied(upto, within(REQUEST_TIME)).await,
+                Some(upto) => {
+                    self.applied(upto, within(REQUEST_TIME)).await?;
+                    // What rests on the clocks of others is no ground for a bound.
+                    if confirmation == Confirmation::Majority {
+                        self.note(asked);
+                    }
+                    return Ok(());
+                }
                 None if within(patience).is_zero() => return Err(RequestError::NoLeader),
                 None => self.change(within(patience)).await?,
             }
@@ -219,8 +288,16 @@ impl Leader {
     }
 
     /// Up to where a reader has to wait; `None` when this node does not lead.
-    pub(super) async fn read_index(&self) -> Result<Option<LogId>, RequestError> {
-        let asked = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+    pub(super) async fn read_index(
+        &self,
+        confirmation: Confirmation,
+    ) -> Result<Option<LogId>, RequestError> {
+        let by = match confirmation {
+            Confirmation::Majority => ReadPolicy::ReadIndex.into(),
+            // Where the answers are too old, the leader asks for new ones.
+            Confirmation::Lease => LinearizerOption::new(Some(self.lease), true),
+        };
+        let asked = self.raft.get_read_linearizer(by).await;
         match asked {
             Ok(linearizer) => Ok(Some(to_log_id(linearizer.read_log_id().log_id()))),
             Err(error) if error.fatal().is_some() => Err(RequestError::Stopping),
@@ -228,10 +305,19 @@ impl Leader {
         }
     }
 
-    async fn ask_read_index(&self, id: u64, address: &str) -> Result<Option<LogId>, RequestError> {
+    async fn ask_read_index(
+        &self,
+        id: u64,
+        address: &str,
+        confirmation: Confirmation,
+    ) -> Result<Option<LogId>, RequestError> {
+        let call = match confirmation {
+            Confirmation::Majority => Call::ReadIndex,
+            Confirmation::Lease => Call::LeaseRead,
+        };
         let asked = async {
             let link = self.peers.link(id, address, CONNECT_TIME).await?;
-            link.call(&Call::ReadIndex, REQUEST_TIME).await
+            link.call(&call, REQUEST_TIME).await
         };
         match asked.await {
             Ok(Answer::ReadIndex(upto)) => Ok(upto),
