@@ -1,5 +1,5 @@
 //! The three nodes of a legacy cluster, each under a systemd of its own, moved to
-//! SQLite as the guide says.
+//! SQLite by the guide's two strategies, and one of them back.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -8,13 +8,16 @@ mod rig;
 use common::client::ask;
 use common::fixture;
 use common::read::{Table, rows_sha256};
-use common::retrying::{Retrying, clients, pairs};
+use common::retrying::{Retrying, at_work, clients, pairs};
 use rig::Network;
 use rig::cluster::{Cluster, IDS, LEADER, api};
+use serde_json::json;
 
 /// The guide's edit.
 const CONFIGURE_SQLITE: &str =
     r#"sed -i 's/storage_backend = "redb"/storage_backend = "sqlite"/' /etc/aspen/config.toml"#;
+const CONFIGURE_REDB: &str =
+    r#"sed -i 's/storage_backend = "sqlite"/storage_backend = "redb"/' /etc/aspen/config.toml"#;
 
 fn assert_healthy(id: u64, storage: &str) {
     let answer = ask(api(id), "GET", "/health", None);
@@ -79,6 +82,56 @@ fn assert_legacy_rows() {
     let leader = fixture::one("golden", LEADER);
     assert_eq!(rows.len() as u64, leader.state().rows);
     assert_eq!(rows_sha256(&rows), leader.state().rows_sha256);
+}
+
+#[test]
+fn a_cluster_is_migrated_one_by_one_and_a_node_goes_back_and_no_client_notices() {
+    Network::run(|network| {
+        let cluster = Cluster::legacy(network);
+        cluster.systemctl_all("start");
+        let leader = cluster.leader(1);
+        for id in IDS {
+            cluster.wait_until_caught_up(id);
+            assert_healthy(id, "redb");
+        }
+        let mut clients = clients(6, &IDS.map(api));
+        at_work(&mut clients, || {
+            let mut order = IDS.to_vec();
+            order.sort_by_key(|id| *id == leader);
+            for id in order {
+                if id == leader {
+                    have_another_lead(id);
+                }
+                cluster[id].ok(CONFIGURE_SQLITE);
+                cluster.systemctl("restart", id);
+                cluster.wait_until_caught_up(id);
+                assert_migrated(&cluster, id);
+            }
+            go_back(&cluster, leader);
+        });
+        assert_equal(&cluster, &clients);
+        assert_legacy_rows();
+    });
+}
+
+/// What the guide calls to trigger a leader election.
+fn have_another_lead(id: u64) {
+    let answer = ask(api(id), "POST", "/admin/leader", Some(&json!({})));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_ne!(answer.json()["leader"], id);
+}
+
+/// The guide's rollback, to the backup of which the configuration tells.
+fn go_back(cluster: &Cluster, id: u64) {
+    let node = &cluster[id];
+    cluster.systemctl("stop", id);
+    node.ok(r#"cd /var/lib/aspen
+           rm -f state-machine.db; rm -f state-machine.db-wal; rm -f state-machine.db-shm
+           cp "$(sed -n 's/^backup = "\(.*\)"/\1/p' /etc/aspen/config.toml)" state-machine.redb"#);
+    node.ok(CONFIGURE_REDB);
+    cluster.systemctl("start", id);
+    assert_healthy(id, "redb");
+    cluster.wait_until_caught_up(id);
 }
 
 #[test]
