@@ -17,6 +17,7 @@ const FOREIGN: &[&str] = &[
     "--example",
     "--home-dir",
     "--manifest-path",
+    "--nocapture",
     "--release",
     "--rounds",
     "--rows",
@@ -25,12 +26,18 @@ const FOREIGN: &[&str] = &[
     "--shell",
     "--small",
     "--system",
+    "--test",
     "--update-catalog",
     "--value-bytes",
     "--without-plain",
 ];
-/// Names in capitals that begin with `ASPEN_` and are no key: what stands for any, and the file.
-const VARIABLES: &[&str] = &["ASPEN_CONFIG", "ASPEN_SECTION__KEY"];
+/// Names in capitals that begin with `ASPEN_` and are no key: what stands for any, the file,
+/// and what tests look at.
+const VARIABLES: &[&str] = &[
+    "ASPEN_CONFIG",
+    "ASPEN_SECTION__KEY",
+    "ASPEN_TEST_SOAK_MINUTES",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -25,7 +25,7 @@ use openraft::alias::{LogIdOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder, Snapshot};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::log::Durable;
 use super::start;
@@ -155,6 +155,10 @@ impl Machine {
             .unzip();
         if let Some(last) = entries.last() {
             self.durable(last.log_id.index).await?;
+        }
+        let pause = self.state_machine.pause();
+        if !pause.is_zero() {
+            sleep(pause).await;
         }
         // A small batch takes less time than waking a thread for it; anything that
         // waits for the disk lets the runtime have another thread meanwhile.

@@ -14,15 +14,34 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// One connection at a time, made when it is needed.
 pub(crate) struct Client {
     address: SocketAddr,
+    patience: Duration,
     connection: Option<BufReader<TcpStream>>,
 }
 
 impl Client {
     pub(crate) fn new(address: SocketAddr) -> Self {
+        Self::patient(address, PATIENCE)
+    }
+
+    /// One that gives up after `patience`.
+    pub(crate) fn patient(address: SocketAddr, patience: Duration) -> Self {
         Self {
             address,
+            patience,
             connection: None,
         }
+    }
+
+    /// Connects unless it is; after an error nothing has been asked for.
+    pub(crate) fn connect(&mut self) -> io::Result<()> {
+        if self.connection.is_none() {
+            let stream = TcpStream::connect_timeout(&self.address, self.patience)?;
+            stream.set_read_timeout(Some(self.patience))?;
+            stream.set_write_timeout(Some(self.patience))?;
+            stream.set_nodelay(true)?;
+            self.connection = Some(BufReader::new(stream));
+        }
+        Ok(())
     }
 
     /// Asks once. After an error it is unknown what became of it.
@@ -40,15 +59,8 @@ impl Client {
     }
 
     fn exchange(&mut self, method: &str, target: &str, body: Option<&Value>) -> io::Result<Answer> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let stream = TcpStream::connect(self.address)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_nodelay(true)?;
-                BufReader::new(stream)
-            }
-        };
+        self.connect()?;
+        let mut connection = self.connection.take().unwrap();
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = format!(
             "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\

@@ -6,11 +6,13 @@ pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod disk;
 pub(crate) mod fixture;
+pub(crate) mod linearizable;
 pub(crate) mod load;
 pub(crate) mod node;
 pub(crate) mod operator;
 pub(crate) mod outcome;
 pub(crate) mod read;
+pub(crate) mod retrying;
 pub(crate) mod scenario;
 
 use std::collections::BTreeMap;

@@ -1,95 +1,89 @@
 //! Calls to whoever leads, this node or another.
 //!
-//! Writes are gathered: what waits goes to the leader in one message, and what
-//! arrives meanwhile in the next. A write is tried again only while it is
-//! certain that nothing was done; how long, is up to who asks.
+//! Writes are gathered (`gather`). A write is tried again only while it is certain
+//! that nothing was done, or if it happens once anyway; how long, is up to who
+//! asks.
+//!
+//! Reads are confirmed by the leader, in one of two ways. *Majority* (ReadIndex): a majority
+//! has answered it since the read began. Nothing is assumed. *Lease*: a majority has answered
+//! it in the last election timeout; those that did elect nobody else for twice that time. So it
+//! is assumed that no two nodes' monotonic clocks run at rates that differ by a factor of two,
+//! that no machine is suspended and goes on with its clock behind, and that no node which
+//! has just answered the leader forgets that in a restart and elects another within an election
+//! timeout. A leader that hands over serves no read by its lease.
+//!
+//! A stale read with a bound needs no leader if this node knows that it is recent: it remembers
+//! when the last round that a majority confirmed, and whose index is applied here, had
+//! *begun*. All that was committed before that moment is applied here, whatever this node hears or
+//! does not hear from then on. Only this node's own monotonic clock is asked.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use openraft::ReadPolicy;
+use futures_util::FutureExt as _;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::ClientWriteError;
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
-use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::yield_now;
+use openraft::{LinearizerOption, ReadPolicy};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::{CONNECT_TIME, PeerError, Peers};
+use super::gather::Waiting;
+use super::{CONNECT_TIME, Peers};
 use crate::format::entry::Request;
-use crate::format::peer::{Answer, Call, Fate};
+use crate::format::peer::{Answer, Call, Command, Commanded, Fate, Refusal};
 use crate::format::record::LogId;
+use crate::raft::lead;
 use crate::raft::reads::Raft;
 use crate::raft::types::{from_log_id, to_log_id};
-use crate::raft::{Gate, REQUEST_TIME, RequestError, Written};
-
-/// Most writes in one message.
-const MAX_BATCH: usize = 256;
-
-/// Bytes of keys and values that one message holds, and one write more.
-const BATCH_BYTES: usize = 1 << 20;
-
-/// Messages with writes that may be under way at once: each waits for an fsync
-/// of the leader and one of a follower, and the log gathers them once more.
-const MAX_UNDER_WAY: usize = 8;
-
-/// How long a write that is the only one is looked out for before its thread
-/// goes to sleep: the time of a commit on a fast disk. To be woken takes a good
-/// part of that.
-const LOOKOUT: Duration = Duration::from_micros(250);
+use crate::raft::{CommandError, Consistency, Gate, REQUEST_TIME, RequestError, Written};
 
 /// How long to wait before asking again who leads, when nothing has changed.
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(20);
 
-struct Waiting {
-    request: Request,
-    fate: oneshot::Sender<Fate>,
+/// How long the leader may take for a command: longer than any takes there.
+const COMMAND_TIME: Duration = Duration::from_secs(25);
+
+/// How a read is confirmed; see above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::raft) enum Confirmation {
+    /// By an answer of a majority since the read began.
+    Majority,
+    /// By the lease that earlier answers gave.
+    Lease,
 }
 
 /// The way to the leader; a cheap handle.
 #[derive(Clone)]
 pub(in crate::raft) struct Leader {
-    raft: Raft,
-    peers: Peers,
-    gate: Arc<Gate>,
+    pub(super) raft: Raft,
+    pub(super) peers: Peers,
+    pub(super) gate: Arc<Gate>,
     /// Bounded by the number of requests that the API lets in.
     queue: mpsc::UnboundedSender<Waiting>,
     /// Writes that wait for their fate.
-    writes: Arc<AtomicUsize>,
-}
-
-/// Counts until dropped.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-
-    fn is_alone(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 1
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    pub(super) writes: Arc<AtomicUsize>,
+    election: Duration,
+    /// Has a receiver for each message with writes of another node's that is under way.
+    pub(super) foreign: Arc<watch::Sender<()>>,
+    /// When the last round that a majority confirmed and that is applied here began.
+    recent: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Who leads, as far as this node knows.
-enum Known {
+pub(super) enum Known {
     Nobody,
     Me,
     Other { id: u64, address: String },
 }
 
 impl Leader {
-    pub(in crate::raft) fn new(raft: Raft, peers: Peers, gate: Arc<Gate>) -> Self {
+    pub(in crate::raft) fn new(
+        raft: Raft,
+        peers: Peers,
+        gate: Arc<Gate>,
+        election: Duration,
+    ) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
         let leader = Self {
             raft,
@@ -97,6 +91,9 @@ impl Leader {
             gate,
             queue,
             writes: Arc::default(),
+            election,
+            foreign: Arc::new(watch::channel(()).0),
+            recent: Arc::default(),
         };
         // It ends when the last handle is dropped: its own holds another queue.
         let sending = Self {
@@ -107,7 +104,8 @@ impl Leader {
         leader
     }
 
-    /// Writes on the leader, and waits `patience` for there to be one.
+    /// Writes on the leader, and waits `patience` for there to be one. What may
+    /// or may not have happened is tried again only if it happens once anyway.
     pub(in crate::raft) async fn write(
         &self,
         request: Request,
@@ -115,64 +113,170 @@ impl Leader {
     ) -> Result<Written, RequestError> {
         let began = Instant::now();
         let within = |rest: Duration| rest.saturating_sub(began.elapsed());
+        let once = matches!(request, Request::Idempotent(_));
+        // From the first attempt that is unconfirmed, no other answer says that nothing was done.
+        let mut unconfirmed = false;
         loop {
             let (fate, told) = oneshot::channel();
-            let waiting = Waiting {
-                request: request.clone(),
-                fate,
+            let request = request.clone();
+            let fate = match self.queue.send(Waiting { request, fate }) {
+                Ok(()) => timeout(within(REQUEST_TIME), self.told(told)).await,
+                Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
+                Err(_) => return Err(RequestError::Stopping),
             };
-            let queued = self.queue.send(waiting);
-            queued.map_err(|_| RequestError::Stopping)?;
-            let told = timeout(within(REQUEST_TIME), self.told(told)).await;
-            match told.unwrap_or(Fate::Unconfirmed) {
-                Fate::Written { index, outcome } => return Ok(Written { index, outcome }),
-                Fate::DiskFull(why) => return Err(RequestError::DiskFull(why)),
-                Fate::Unconfirmed => return Err(RequestError::Unconfirmed),
-                Fate::NotLeader if within(patience).is_zero() => {
-                    return Err(RequestError::NoLeader);
+            let fate = fate.unwrap_or(Fate::Unconfirmed);
+            unconfirmed |= fate == Fate::Unconfirmed;
+            let rest = match fate {
+                Fate::Written { index, outcome } => return Written::of(index, outcome),
+                Fate::DiskFull(why) if !unconfirmed => return Err(RequestError::DiskFull(why)),
+                Fate::NotLeader if !unconfirmed => match within(patience) {
+                    Duration::ZERO => return Err(RequestError::NoLeader),
+                    rest => rest,
+                },
+                Fate::Unconfirmed | Fate::NotLeader | Fate::DiskFull(_) => {
+                    match within(REQUEST_TIME) {
+                        Duration::ZERO => return Err(RequestError::Unconfirmed),
+                        _ if !once => return Err(RequestError::Unconfirmed),
+                        rest => rest,
+                    }
                 }
-                Fate::NotLeader => self.change(within(patience)).await?,
+            };
+            match self.change(rest).await {
+                Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
+                changed => changed?,
             }
         }
     }
 
-    /// What became of a write that was queued.
-    async fn told(&self, mut told: oneshot::Receiver<Fate>) -> Fate {
-        let write = Counted::new(&self.writes);
-        let began = Instant::now();
-        while write.is_alone() && began.elapsed() < LOOKOUT {
-            match told.try_recv() {
-                Ok(fate) => return fate,
-                Err(TryRecvError::Closed) => return Fate::Unconfirmed,
-                // Everything else goes first.
-                Err(TryRecvError::Empty) => yield_now().await,
-            }
+    /// What a read has to be confirmed by that begins now; nothing if what is
+    /// applied here is known to be recent enough.
+    pub(in crate::raft) fn confirmation(&self, consistency: Consistency) -> Option<Confirmation> {
+        let age = || self.recent().map(|began| began.elapsed());
+        match consistency {
+            Consistency::Linearizable => Some(Confirmation::Majority),
+            Consistency::Lease => Some(Confirmation::Lease),
+            Consistency::Bounded(most) if age().is_some_and(|age| age <= most) => None,
+            Consistency::Bounded(_) => Some(Confirmation::Majority),
+            Consistency::Stale => None,
         }
-        told.await.unwrap_or(Fate::Unconfirmed)
+    }
+
+    fn recent(&self) -> Option<Instant> {
+        *self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A round that began at `began` was confirmed, and what it was told to wait for is applied.
+    fn note(&self, began: Instant) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        // Rounds may overtake each other.
+        *recent = (*recent).max(Some(began));
     }
 
     /// Returns once this node has applied all that was committed when the call
     /// began, as the leader knows; waits `patience` for there to be one.
-    pub(in crate::raft) async fn confirm(&self, patience: Duration) -> Result<(), RequestError> {
+    pub(in crate::raft) async fn confirm(
+        &self,
+        confirmation: Confirmation,
+        patience: Duration,
+    ) -> Result<(), RequestError> {
         let began = Instant::now();
         let within = |rest: Duration| rest.saturating_sub(began.elapsed());
         loop {
+            let asked = Instant::now();
             let confirmed = timeout(within(REQUEST_TIME), async {
                 match self.known() {
                     Known::Nobody => Ok(None),
-                    Known::Me => self.read_index().await,
-                    Known::Other { id, address } => self.ask_read_index(id, &address).await,
+                    Known::Me => self.read_index(confirmation).await,
+                    Known::Other { id, address } => {
+                        self.ask_read_index(id, &address, confirmation).await
+                    }
                 }
             });
             match confirmed.await.unwrap_or(Err(RequestError::Timeout))? {
-                Some(upto) => return self.applied(upto, within(REQUEST_TIME)).await,
+                Some(upto) => {
+                    self.applied(upto, within(REQUEST_TIME)).await?;
+                    // What rests on the clocks of others is no ground for a bound.
+                    if confirmation == Confirmation::Majority {
+                        self.note(asked);
+                    }
+                    return Ok(());
+                }
                 None if within(patience).is_zero() => return Err(RequestError::NoLeader),
                 None => self.change(within(patience)).await?,
             }
         }
     }
 
-    fn known(&self) -> Known {
+    /// Has the leader carry out a command, and waits `patience` for there to be one.
+    pub(in crate::raft) async fn command(
+        &self,
+        command: Command,
+        patience: Duration,
+    ) -> Result<Commanded, CommandError> {
+        let began = Instant::now();
+        let within = |rest: Duration| rest.saturating_sub(began.elapsed());
+        loop {
+            let done = match self.known() {
+                Known::Nobody => Err(Refusal::NotLeader),
+                Known::Me => self.carry_out(command.clone()).await,
+                Known::Other { id, address } => {
+                    self.ask_command(id, &address, command.clone()).await
+                }
+            };
+            match done {
+                Ok(done) => return Ok(done),
+                Err(Refusal::NoMember(why)) => return Err(CommandError::NoMember(why)),
+                Err(Refusal::Refused(why)) => return Err(CommandError::Refused(why)),
+                Err(Refusal::NotYet(why)) => return Err(CommandError::NotYet(why)),
+                Err(Refusal::Unconfirmed) => return Err(CommandError::Unconfirmed),
+                Err(Refusal::NotLeader) if within(patience).is_zero() => {
+                    return Err(RequestError::NoLeader.into());
+                }
+                Err(Refusal::NotLeader) => self.change(within(patience)).await?,
+            }
+        }
+    }
+
+    /// A command on this node, if it leads.
+    pub(super) async fn carry_out(&self, command: Command) -> Result<Commanded, Refusal> {
+        match command {
+            Command::Lead(to) => {
+                let led = lead::hand_over(&self.raft, to, self.election).await?;
+                Ok(Commanded::Leads {
+                    leader: led.leader,
+                    term: led.term,
+                })
+            }
+        }
+    }
+
+    async fn ask_command(
+        &self,
+        id: u64,
+        address: &str,
+        command: Command,
+    ) -> Result<Commanded, Refusal> {
+        let asked = async {
+            let link = self.peers.link(id, address, CONNECT_TIME).await?;
+            link.call(&Call::Command(command), COMMAND_TIME).await
+        };
+        match asked.await {
+            Ok(Answer::Commanded(done)) => done,
+            Ok(_) => Err(Refusal::Unconfirmed),
+            Err(error) if error.is_undone() => Err(Refusal::NotLeader),
+            Err(error) => {
+                tracing::debug!("A command is unconfirmed: {error}");
+                Err(Refusal::Unconfirmed)
+            }
+        }
+    }
+
+    /// Returns once no writes of other nodes' are under way here.
+    pub(in crate::raft) async fn answered(&self) {
+        self.foreign.closed().await;
+    }
+
+    pub(super) fn known(&self) -> Known {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         match metrics.current_leader {
@@ -190,6 +294,8 @@ impl Leader {
     /// Waits for a change of what is known about the leader, or a little while.
     async fn change(&self, patience: Duration) -> Result<(), RequestError> {
         let mut metrics = self.raft.server_metrics();
+        // What has changed before, nobody of this handle's has looked at yet.
+        let _ = metrics.changed().now_or_never();
         // What this node knows may be right already, and the other one wrong.
         match timeout(PAUSE.min(patience), metrics.changed()).await {
             Ok(Err(_)) => Err(RequestError::Stopping),
@@ -197,36 +303,17 @@ impl Leader {
         }
     }
 
-    /// Writes on this node, if it leads; never forwarded.
-    pub(super) async fn propose_all(&self, requests: Vec<Request>) -> Vec<Fate> {
-        let count = requests.len();
-        if let Some(why) = self.gate.full() {
-            return vec![Fate::DiskFull(why); count];
-        }
-        let mut fates = Vec::with_capacity(count);
-        let proposed = async {
-            let mut results = self.raft.client_write_many(requests).await.ok()?;
-            while let Some(result) = results.next().await {
-                fates.push(match result.ok()? {
-                    Ok(written) => Fate::Written {
-                        index: written.log_id.index(),
-                        outcome: written.response,
-                    },
-                    Err(ClientWriteError::ForwardToLeader(_)) => Fate::NotLeader,
-                    Err(_) => Fate::Unconfirmed,
-                });
-            }
-            Some(())
-        };
-        // What has no fate by then is unconfirmed, whatever the reason.
-        let _ = timeout(REQUEST_TIME, proposed).await;
-        fates.resize(count, Fate::Unconfirmed);
-        fates
-    }
-
     /// Up to where a reader has to wait; `None` when this node does not lead.
-    pub(super) async fn read_index(&self) -> Result<Option<LogId>, RequestError> {
-        let asked = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+    pub(super) async fn read_index(
+        &self,
+        confirmation: Confirmation,
+    ) -> Result<Option<LogId>, RequestError> {
+        let by = match confirmation {
+            Confirmation::Majority => ReadPolicy::ReadIndex.into(),
+            // Where the answers are too old, the leader asks for new ones.
+            Confirmation::Lease => LinearizerOption::new(Some(self.election), true),
+        };
+        let asked = self.raft.get_read_linearizer(by).await;
         match asked {
             Ok(linearizer) => Ok(Some(to_log_id(linearizer.read_log_id().log_id()))),
             Err(error) if error.fatal().is_some() => Err(RequestError::Stopping),
@@ -234,10 +321,19 @@ impl Leader {
         }
     }
 
-    async fn ask_read_index(&self, id: u64, address: &str) -> Result<Option<LogId>, RequestError> {
+    async fn ask_read_index(
+        &self,
+        id: u64,
+        address: &str,
+        confirmation: Confirmation,
+    ) -> Result<Option<LogId>, RequestError> {
+        let call = match confirmation {
+            Confirmation::Majority => Call::ReadIndex,
+            Confirmation::Lease => Call::LeaseRead,
+        };
         let asked = async {
             let link = self.peers.link(id, address, CONNECT_TIME).await?;
-            link.call(&Call::ReadIndex, REQUEST_TIME).await
+            link.call(&call, REQUEST_TIME).await
         };
         match asked.await {
             Ok(Answer::ReadIndex(upto)) => Ok(upto),
@@ -257,77 +353,6 @@ impl Leader {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(RequestError::Timeout),
             Err(_) => Err(RequestError::Stopping),
-        }
-    }
-
-    /// Sends what waits to whoever leads by then.
-    async fn forward(self, mut waiting: mpsc::UnboundedReceiver<Waiting>) {
-        let places = Arc::new(Semaphore::new(MAX_UNDER_WAY));
-        let mut taken = Vec::new();
-        loop {
-            // First the place, then the writes: what arrives meanwhile joins.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            if taken.is_empty() {
-                if waiting.recv_many(&mut taken, MAX_BATCH).await == 0 {
-                    return;
-                }
-                // Whose request is being read just now gets in as well: consensus and
-                // log do little more for all of them than for one.
-                yield_now().await;
-                while taken.len() < MAX_BATCH
-                    && let Ok(next) = waiting.try_recv()
-                {
-                    taken.push(next);
-                }
-            }
-            let mut bytes = 0;
-            let fits = |waiting: &Waiting| {
-                let room = bytes < BATCH_BYTES;
-                bytes += waiting.request.bytes();
-                room
-            };
-            let count = taken.iter().map(fits).take_while(|fits| *fits).count();
-            let batch: Vec<_> = taken.drain(..count).collect();
-            let leader = self.clone();
-            tokio::spawn(async move {
-                leader.send(batch).await;
-                drop(place);
-            });
-        }
-    }
-
-    async fn send(&self, batch: Vec<Waiting>) {
-        let (requests, told): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .map(|waiting| (waiting.request, waiting.fate))
-            .unzip();
-        let fates = match self.known() {
-            Known::Me => self.propose_all(requests).await,
-            Known::Other { id, address } => self.forwarded(id, &address, requests).await,
-            Known::Nobody => vec![Fate::NotLeader; told.len()],
-        };
-        for (fate, told) in fates.into_iter().zip(told) {
-            // A client that went away does not wait for its answer.
-            let _ = told.send(fate);
-        }
-    }
-
-    async fn forwarded(&self, id: u64, address: &str, requests: Vec<Request>) -> Vec<Fate> {
-        let count = requests.len();
-        let answered = async {
-            let link = self.peers.link(id, address, CONNECT_TIME).await?;
-            link.call(&Call::Write(requests), REQUEST_TIME).await
-        };
-        match answered.await {
-            Ok(Answer::Written(fates)) if fates.len() == count => fates,
-            Ok(_) => vec![Fate::Unconfirmed; count],
-            Err(PeerError::Unreached { .. }) => vec![Fate::NotLeader; count],
-            Err(error) => {
-                tracing::debug!("Forwarded writes are unconfirmed: {error}");
-                vec![Fate::Unconfirmed; count]
-            }
         }
     }
 }

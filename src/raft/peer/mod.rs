@@ -5,7 +5,8 @@
 //! - `link`: connections to others. `server`: connections from others.
 //! - `grpc`: messages as bytes in gRPC frames.
 //! - `append`, `snapshot`: both ends of the two streams.
-//! - `service`: what a call does here. `leader`: calls to whoever leads.
+//! - `service`: what a call does here. `leader`: calls to whoever leads; `gather`:
+//!   writes on their way there.
 //!
 //! Invariants:
 //!
@@ -35,6 +36,7 @@
 //! keep somebody on the wire from taking a connection over; TLS does.
 
 mod append;
+mod gather;
 mod grpc;
 mod handshake;
 mod leader;
@@ -52,7 +54,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 pub(super) use self::append::stream as stream_append;
-pub(super) use self::leader::Leader;
+pub(super) use self::leader::{Confirmation, Leader};
 pub(super) use self::link::{Link, PeerError, Peers};
 pub(super) use self::server::{has_others, listen, serve};
 pub(super) use self::service::Service;

@@ -3,22 +3,29 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest, VoteRequest, VoteResponse};
+use tokio::sync::watch;
+use tokio::time::sleep;
 use tonic::body::Body;
 use tonic::server::StreamingService;
 use tonic::{Status, Streaming};
 
 use super::grpc::{APPEND, CALL, Raw, SNAPSHOT};
 use super::snapshot::Receiver;
-use super::{Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snapshot};
+use super::{Confirmation, Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snapshot};
 use crate::format::peer::{Answer, Call, Candidacy, Transferred, decode, encode};
 use crate::raft::reads::Raft;
 use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
+
+/// How long others take to hear that a connection closes: a few times the way there
+/// and back. Whoever is further away may have to find out by himself.
+const LEAVE_TIME: Duration = Duration::from_millis(100);
 
 /// Answers to others.
 pub(in crate::raft) struct Service {
@@ -26,6 +33,8 @@ pub(in crate::raft) struct Service {
     pub(in crate::raft) peers: Peers,
     pub(in crate::raft) leader: Leader,
     pub(in crate::raft) receiver: Arc<Receiver>,
+    /// Turns true when the node stops; has a receiver for each connection.
+    pub(in crate::raft) leaving: watch::Sender<bool>,
 }
 
 /// One stream of requests from node `from`.
@@ -60,6 +69,15 @@ impl StreamingService<Bytes> for Rpc {
 }
 
 impl Service {
+    /// Tells all who are connected to ask elsewhere, and answers what comes until
+    /// they know.
+    pub(in crate::raft) async fn leave(&self) {
+        self.leaving.send_replace(true);
+        if self.leaving.receiver_count() > 0 {
+            sleep(LEAVE_TIME).await;
+        }
+    }
+
     pub(super) fn local(&self) -> &Local {
         self.peers.local()
     }
@@ -126,12 +144,18 @@ impl Service {
                     }
                 }))
             }
-            Call::Write(requests) => Ok(Answer::Written(self.leader.propose_all(requests).await)),
-            Call::ReadIndex => {
-                let upto = self.leader.read_index().await.map_err(stopped)?;
-                Ok(Answer::ReadIndex(upto))
-            }
+            Call::Write(requests) => Ok(Answer::Written(
+                self.leader.propose_for_others(requests).await,
+            )),
+            Call::ReadIndex => self.read_index(Confirmation::Majority).await,
+            Call::LeaseRead => self.read_index(Confirmation::Lease).await,
+            Call::Command(command) => Ok(Answer::Commanded(self.leader.carry_out(command).await)),
         }
+    }
+
+    async fn read_index(&self, confirmation: Confirmation) -> Result<Answer, Status> {
+        let upto = self.leader.read_index(confirmation).await;
+        Ok(Answer::ReadIndex(upto.map_err(stopped)?))
     }
 }
 

@@ -15,6 +15,7 @@
 //!   the database, which SQLite syncs before the log begins anew.
 
 mod checkpoint;
+mod digest;
 mod pool;
 mod pulse;
 mod snapshot;
@@ -24,9 +25,10 @@ mod write;
 use std::fs::File;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _};
 
@@ -37,13 +39,20 @@ use self::turn::Turn;
 use self::write::Writer;
 use super::apply::Advance;
 use super::page::Collector;
-use super::{Applied, Checkpoint, Page, Range, Sizes, StateMachine, StorageError};
+use super::{Applied, Checkpoint, Contents, Page, Range, Sizes, StateMachine, StorageError};
 use crate::format::entry::{Entry, Outcome};
 use crate::format::record::{self, LogId, RecordError};
 use crate::format::sqlite;
 use crate::{durable, layout};
 
 const GET: &str = "SELECT value FROM state_machine_kv WHERE key = ?1";
+
+/// How many times the length at which it is checkpointed the write-ahead log may
+/// have before applying slows down for a copy (192 MiB). At twice that it is
+/// slowest, so that the log stays below what counts as unhealthy.
+const PACED: u64 = 6;
+/// The longest pause before a batch: some 10 MB a second of write-ahead log.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// An open database.
 pub(super) struct Sqlite {
@@ -60,6 +69,8 @@ struct Shared {
     applied: RwLock<Applied>,
     /// Read while a snapshot is made, written while the file is exchanged.
     snapshots: RwLock<()>,
+    /// Copies that are being made: while there are any the write-ahead log only grows.
+    copying: AtomicU64,
     pulse: Arc<Pulse>,
     /// Length of the log at which a checkpoint begins.
     threshold: u64,
@@ -85,6 +96,7 @@ impl Sqlite {
             pool,
             applied: RwLock::new(applied),
             snapshots: RwLock::new(()),
+            copying: AtomicU64::new(0),
             pulse,
             threshold,
             stop: Arc::default(),
@@ -152,6 +164,17 @@ impl Shared {
                 .unwrap_or_else(|poisoned| poisoned.get_mut()),
         );
         Ok(outcomes)
+    }
+
+    /// A copy ends by itself, so it is worth waiting for; whoever else reads an old
+    /// state may do so for days.
+    fn pause(&self) -> Duration {
+        if self.copying.load(Ordering::Relaxed) == 0 {
+            return Duration::ZERO;
+        }
+        let range = self.threshold.saturating_mul(PACED);
+        let over = self.pulse.bytes().saturating_sub(range).min(range);
+        LONGEST_PAUSE.mul_f64(over as f64 / range.max(1) as f64)
     }
 
     fn persist(&self) -> Result<Option<LogId>, StorageError> {
@@ -248,12 +271,20 @@ impl StateMachine for Sqlite {
         self.shared.apply(entries)
     }
 
+    fn pause(&self) -> Duration {
+        self.shared.pause()
+    }
+
     fn persist(&self) -> Result<Option<LogId>, StorageError> {
         self.shared.persist()
     }
 
     fn write_snapshot(&self, to: &Path) -> Result<Applied, StorageError> {
         self.shared.write_snapshot(to)
+    }
+
+    fn digest(&self, stop: &AtomicBool) -> Result<Contents, StorageError> {
+        self.shared.digest(stop)
     }
 
     fn install_snapshot(&self, from: &Path) -> Result<Applied, StorageError> {

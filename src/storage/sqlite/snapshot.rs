@@ -4,7 +4,8 @@
 //! read transaction from the first page to the last: all pages are of one
 //! commit, and the interface begins again only when it has to open a
 //! transaction of its own. Writers are not held up; the write-ahead log cannot
-//! be reset meanwhile and grows by what is written.
+//! be reset meanwhile and grows by what is written; from some length on applying
+//! slows down, since the copy has an end.
 //!
 //! Exchanging, in this order:
 //!
@@ -23,6 +24,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
@@ -49,6 +51,7 @@ impl Shared {
         if self.pulse.stopped() {
             return Err(StorageError::Closed);
         }
+        let _copying = Copying::begin(&self.copying);
         let source = sqlite::open(&self.path, Access::Read)?;
         let failed = |source| self.failed("copy", source);
         source.execute_batch("BEGIN").map_err(failed)?;
@@ -196,6 +199,22 @@ impl Shared {
         )?);
         **writer = Some(opened);
         Ok(())
+    }
+}
+
+/// A copy under way; counted until dropped.
+pub(super) struct Copying<'a>(&'a AtomicU64);
+
+impl<'a> Copying<'a> {
+    pub(super) fn begin(copies: &'a AtomicU64) -> Self {
+        copies.fetch_add(1, Ordering::Relaxed);
+        Self(copies)
+    }
+}
+
+impl Drop for Copying<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

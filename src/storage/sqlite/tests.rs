@@ -118,6 +118,28 @@ fn a_reader_of_an_old_state_keeps_the_log_and_no_writer() {
 }
 
 #[test]
+fn applying_slows_down_for_a_copy_and_for_no_other_reader() {
+    let (dir, store) = bed(16 << 10);
+    let reader = Connection::open(dir.path().join("state-machine.db")).unwrap();
+    reader.execute_batch("BEGIN").unwrap();
+    let count = "SELECT count(*) FROM state_machine_kv";
+    let _: u64 = reader.query_row(count, [], |row| row.get(0)).unwrap();
+    let copying = snapshot::Copying::begin(&store.shared.copying);
+    load(&store, 1..2);
+    assert!(store.pause().is_zero(), "the log is short");
+    let mut pauses = Vec::new();
+    for index in (2..200).step_by(33) {
+        load(&store, index..index + 33);
+        pauses.push(store.pause());
+    }
+    assert!(pauses.is_sorted(), "{pauses:?}");
+    assert!(pauses.iter().any(|pause| !pause.is_zero() && *pause < LONGEST_PAUSE));
+    assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
+    drop(copying);
+    assert!(store.pause().is_zero(), "a reader may be there for days");
+}
+
+#[test]
 fn an_operator_may_checkpoint_and_read_from_outside() {
     let (dir, store) = bed(checkpoint::THRESHOLD_BYTES);
     let path = dir.path().join("state-machine.db");

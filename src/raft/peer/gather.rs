@@ -1,0 +1,183 @@
+//! Writes, gathered: what waits goes to the leader in one message, whether that
+//! is this node or another, and what arrives meanwhile in the next.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use openraft::errors::ClientWriteError;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::yield_now;
+use tokio::time::{Instant, timeout};
+
+use super::CONNECT_TIME;
+use super::leader::{Known, Leader};
+use crate::format::entry::Request;
+use crate::format::peer::{Answer, Call, Fate};
+use crate::raft::REQUEST_TIME;
+
+/// Most writes in one message.
+const MAX_BATCH: usize = 256;
+
+/// Bytes of keys and values that one message holds, and one write more.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Messages with writes that may be under way at once: each waits for an fsync
+/// of the leader and one of a follower, and the log gathers them once more.
+const MAX_UNDER_WAY: usize = 8;
+
+/// How long a write that is the only one is looked out for before its thread
+/// goes to sleep: the time of a commit on a fast disk. To be woken takes a good
+/// part of that.
+const LOOKOUT: Duration = Duration::from_micros(250);
+
+/// A write that waits to be sent.
+pub(super) struct Waiting {
+    pub(super) request: Request,
+    pub(super) fate: oneshot::Sender<Fate>,
+}
+
+/// Counts until dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Leader {
+    /// What became of a write that was queued.
+    pub(super) async fn told(&self, mut told: oneshot::Receiver<Fate>) -> Fate {
+        let write = Counted::new(&self.writes);
+        let began = Instant::now();
+        while write.is_alone() && began.elapsed() < LOOKOUT {
+            match told.try_recv() {
+                Ok(fate) => return fate,
+                Err(TryRecvError::Closed) => return Fate::Unconfirmed,
+                // Everything else goes first.
+                Err(TryRecvError::Empty) => yield_now().await,
+            }
+        }
+        told.await.unwrap_or(Fate::Unconfirmed)
+    }
+
+    /// Writes that another node forwarded; never forwarded again.
+    pub(super) async fn propose_for_others(&self, requests: Vec<Request>) -> Vec<Fate> {
+        let _under_way = self.foreign.subscribe();
+        self.propose_all(requests).await
+    }
+
+    /// Writes on this node, if it leads; never forwarded.
+    async fn propose_all(&self, requests: Vec<Request>) -> Vec<Fate> {
+        let count = requests.len();
+        if let Some(why) = self.gate.full() {
+            return vec![Fate::DiskFull(why); count];
+        }
+        let mut fates = Vec::with_capacity(count);
+        let proposed = async {
+            let mut results = self.raft.client_write_many(requests).await.ok()?;
+            while let Some(result) = results.next().await {
+                fates.push(match result.ok()? {
+                    Ok(written) => Fate::Written {
+                        index: written.log_id.index(),
+                        outcome: written.response,
+                    },
+                    // Refused before it was appended. What was appended and lost its place to
+                    // another leader's entry is told as discarded, which others may still have.
+                    Err(ClientWriteError::ForwardToLeader(_)) => Fate::NotLeader,
+                    Err(_) => Fate::Unconfirmed,
+                });
+            }
+            Some(())
+        };
+        // What has no fate by then is unconfirmed, whatever the reason.
+        let _ = timeout(REQUEST_TIME, proposed).await;
+        fates.resize(count, Fate::Unconfirmed);
+        fates
+    }
+
+    /// Sends what waits to whoever leads by then.
+    pub(super) async fn forward(self, mut waiting: mpsc::UnboundedReceiver<Waiting>) {
+        let places = Arc::new(Semaphore::new(MAX_UNDER_WAY));
+        let mut taken = Vec::new();
+        loop {
+            // First the place, then the writes: what arrives meanwhile joins.
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                return;
+            };
+            if taken.is_empty() {
+                if waiting.recv_many(&mut taken, MAX_BATCH).await == 0 {
+                    return;
+                }
+                // Whose request is being read just now gets in as well: consensus and
+                // log do little more for all of them than for one.
+                yield_now().await;
+                while taken.len() < MAX_BATCH
+                    && let Ok(next) = waiting.try_recv()
+                {
+                    taken.push(next);
+                }
+            }
+            let mut bytes = 0;
+            let fits = |waiting: &Waiting| {
+                let room = bytes < BATCH_BYTES;
+                bytes += waiting.request.bytes();
+                room
+            };
+            let count = taken.iter().map(fits).take_while(|fits| *fits).count();
+            let batch: Vec<_> = taken.drain(..count).collect();
+            let leader = self.clone();
+            tokio::spawn(async move {
+                leader.send(batch).await;
+                drop(place);
+            });
+        }
+    }
+
+    async fn send(&self, batch: Vec<Waiting>) {
+        let (requests, told): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|waiting| (waiting.request, waiting.fate))
+            .unzip();
+        let fates = match self.known() {
+            Known::Me => self.propose_all(requests).await,
+            Known::Other { id, address } => self.forwarded(id, &address, requests).await,
+            Known::Nobody => vec![Fate::NotLeader; told.len()],
+        };
+        for (fate, told) in fates.into_iter().zip(told) {
+            // A client that went away does not wait for its answer.
+            let _ = told.send(fate);
+        }
+    }
+
+    async fn forwarded(&self, id: u64, address: &str, requests: Vec<Request>) -> Vec<Fate> {
+        let count = requests.len();
+        let answered = async {
+            let link = self.peers.link(id, address, CONNECT_TIME).await?;
+            link.call(&Call::Write(requests), REQUEST_TIME).await
+        };
+        match answered.await {
+            Ok(Answer::Written(fates)) if fates.len() == count => fates,
+            Ok(_) => vec![Fate::Unconfirmed; count],
+            Err(error) if error.is_undone() => vec![Fate::NotLeader; count],
+            Err(error) => {
+                tracing::debug!("Forwarded writes are unconfirmed: {error}");
+                vec![Fate::Unconfirmed; count]
+            }
+        }
+    }
+}
