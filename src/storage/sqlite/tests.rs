@@ -123,7 +123,8 @@ fn applying_slows_down_for_a_copy_and_for_no_other_reader() {
     let reader = Connection::open(dir.path().join("state-machine.db")).unwrap();
     reader.execute_batch("BEGIN").unwrap();
     let count = "SELECT count(*) FROM state_machine_kv";
-    let _: u64 = reader.query_row(count, [], |row| row.get(0)).unwrap();
+    let rows: i64 = reader.query_row(count, [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 0);
     let copying = snapshot::Copying::begin(&store.shared.copying);
     load(&store, 1..2);
     assert!(store.pause().is_zero(), "the log is short");
