@@ -70,6 +70,12 @@ fn three_nodes_that_are_away_until_they_need_a_snapshot_answer_as_one() {
 }
 
 #[test]
+fn three_nodes_whose_leadership_is_handed_on_answer_as_one() {
+    let site = Site::new(&["sqlite", "sqlite", "redb"]).up();
+    run(site, &[TRANSFER, RESTART, ISOLATE, PAUSE]);
+}
+
+#[test]
 fn five_nodes_in_two_troubles_at_once_answer_as_one() {
     let site = Site::new(&["sqlite", "redb", "sqlite", "memory", "sqlite"]).up();
     run(site, &[TOGETHER, KILL_MANY, SPLIT, PAUSE]);

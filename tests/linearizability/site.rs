@@ -265,6 +265,15 @@ impl Site {
         std::fs::rename(new, clock).unwrap();
     }
 
+    /// Asks a node for a new leader. It may be refused, as all of this is trouble.
+    pub(crate) fn lead(&self, asked: u64, next: u64) {
+        let body = serde_json::json!({ "id": next });
+        let mut client = Client::patient(self.http(asked), PATIENCE);
+        if let Ok(answer) = client.ask("POST", "/admin/leader", Some(&body)) {
+            assert!(![404, 405].contains(&answer.status), "{answer:?}");
+        }
+    }
+
     /// Has a node that is stopped begin with the other engine: what it holds is
     /// brought to redb by hand, and to SQLite by its next start.
     pub(crate) fn change_engine(&mut self, id: u64) {

@@ -219,6 +219,15 @@ pub(crate) const CLOCK: Trouble = Trouble {
     },
 };
 
+/// Somebody asks for another leader.
+pub(crate) const TRANSFER: Trouble = Trouble {
+    name: "transfer",
+    strike: |site, dice| {
+        let (asked, next) = (victim(site, dice), victim(site, dice));
+        site.lead(asked, next);
+    },
+};
+
 /// A node goes over to the other engine: by a start to SQLite, by hand back to redb.
 pub(crate) const MIGRATE: Trouble = Trouble {
     name: "migrate",
