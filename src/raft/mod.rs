@@ -8,7 +8,7 @@
 //! - `start`: what is checked before consensus starts; `join`: the cluster that
 //!   it then forms or finds.
 //! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
-//!   log is shortened.
+//!   log is shortened; `lead`: how leadership is handed over.
 //!
 //! Invariants:
 //!
@@ -25,6 +25,7 @@
 mod compact;
 mod copies;
 mod join;
+mod lead;
 mod log;
 mod machine;
 mod network;
@@ -99,6 +100,35 @@ pub enum RequestError {
     /// The state machine fails; the reason is in the log.
     #[error("the state machine failed; see the node's log")]
     Storage(Arc<StorageError>),
+}
+
+/// Why a command of an operator is not carried out.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Nothing was done: there is no such member.
+    #[error("{0}")]
+    NoMember(String),
+    /// Nothing was done: the cluster must not change like that.
+    #[error("{0}")]
+    Refused(String),
+    /// It is not done yet; asked again later, it may be.
+    #[error("{0}")]
+    NotYet(String),
+    /// It may or may not happen.
+    #[error("the leader did not answer in time; it may still happen: look at /status")]
+    Unconfirmed,
+    /// No leader, or the node is stopping.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+/// Who leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leads {
+    /// Its id.
+    pub leader: u64,
+    /// Its term.
+    pub term: u64,
 }
 
 /// Whether writes may enter the log.
