@@ -40,7 +40,7 @@ use crate::site::{Site, eventually};
 use crate::spaces::in_a_network_of_its_own;
 use crate::troubles::{
     AWAY, CLOCK, CUT_ONE_WAY, FULL_DISK, ISOLATE, KILL, KILL_MANY, MIGRATE, PAUSE, RESTART, SLOW,
-    SPLIT, TOGETHER, UNPLUG,
+    SPLIT, TOGETHER, TRANSFER, UNPLUG,
 };
 
 /// Room for a node and for what is written to it while a test runs.

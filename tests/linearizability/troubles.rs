@@ -219,12 +219,15 @@ pub(crate) const CLOCK: Trouble = Trouble {
     },
 };
 
-/// Somebody asks for another leader.
+/// Somebody asks for another leader, and again before the next one is used to it.
 pub(crate) const TRANSFER: Trouble = Trouble {
     name: "transfer",
     strike: |site, dice| {
-        let (asked, next) = (victim(site, dice), victim(site, dice));
-        site.lead(asked, next);
+        for _ in 0..dice.random_range(1..5) {
+            let (asked, next) = (victim(site, dice), victim(site, dice));
+            site.lead(asked, next);
+            std::thread::sleep(Duration::from_millis(dice.random_range(0..100)));
+        }
     },
 };
 
