@@ -103,6 +103,15 @@ impl Cluster {
         node.end().killed()
     }
 
+    /// Has node `id` stand still: it is alive and does nothing.
+    pub(crate) fn pause(&self, id: u64) {
+        self.running[&id].0.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self, id: u64) {
+        self.running[&id].0.signal(Signal::SIGCONT);
+    }
+
     pub(crate) fn stop(&mut self, id: u64) -> Ended {
         let (node, _) = self.running.remove(&id).unwrap();
         node.stop().with(0)

@@ -52,7 +52,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 pub(super) use self::append::stream as stream_append;
-pub(super) use self::leader::Leader;
+pub(super) use self::leader::{Confirmation, Leader};
 pub(super) use self::link::{Link, PeerError, Peers};
 pub(super) use self::server::{has_others, listen, serve};
 pub(super) use self::service::Service;
