@@ -32,8 +32,8 @@ mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 pub use self::error::StorageError;
 use crate::format::digest::Digest;

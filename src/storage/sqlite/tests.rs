@@ -173,7 +173,11 @@ fn applying_slows_down_for_a_copy_and_for_no_other_reader() {
         pauses.push(store.pause());
     }
     assert!(pauses.is_sorted(), "{pauses:?}");
-    assert!(pauses.iter().any(|pause| !pause.is_zero() && *pause < LONGEST_PAUSE));
+    assert!(
+        pauses
+            .iter()
+            .any(|pause| !pause.is_zero() && *pause < LONGEST_PAUSE)
+    );
     assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
     drop(copying);
     assert!(store.pause().is_zero(), "a reader may be there for days");
