@@ -103,7 +103,7 @@ impl<B: StorageBackend> StorageBackend for Ahead<B> {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        StorageBackend::sync_data(&self.file)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
