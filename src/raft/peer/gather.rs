@@ -2,15 +2,12 @@
 //! is this node or another, and what arrives meanwhile in the next.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use openraft::errors::ClientWriteError;
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::CONNECT_TIME;
 use super::leader::{Known, Leader};
@@ -28,53 +25,13 @@ const BATCH_BYTES: usize = 1 << 20;
 /// of the leader and one of a follower, and the log gathers them once more.
 const MAX_UNDER_WAY: usize = 8;
 
-/// How long a write that is the only one is looked out for before its thread
-/// goes to sleep: the time of a commit on a fast disk. To be woken takes a good
-/// part of that.
-const LOOKOUT: Duration = Duration::from_micros(250);
-
 /// A write that waits to be sent.
 pub(super) struct Waiting {
     pub(super) request: Request,
     pub(super) fate: oneshot::Sender<Fate>,
 }
 
-/// Counts until dropped.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-
-    fn is_alone(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 1
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Leader {
-    /// What became of a write that was queued.
-    pub(super) async fn told(&self, mut told: oneshot::Receiver<Fate>) -> Fate {
-        let write = Counted::new(&self.writes);
-        let began = Instant::now();
-        while write.is_alone() && began.elapsed() < LOOKOUT {
-            match told.try_recv() {
-                Ok(fate) => return fate,
-                Err(TryRecvError::Closed) => return Fate::Unconfirmed,
-                // Everything else goes first.
-                Err(TryRecvError::Empty) => yield_now().await,
-            }
-        }
-        told.await.unwrap_or(Fate::Unconfirmed)
-    }
-
     /// Writes that another node forwarded; never forwarded again.
     pub(super) async fn propose_for_others(&self, requests: Vec<Request>) -> Vec<Fate> {
         let _under_way = self.foreign.subscribe();

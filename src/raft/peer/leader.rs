@@ -17,7 +17,6 @@
 //! *begun*. All that was committed before that moment is applied here, whatever this node hears or
 //! does not hear from then on. Only this node's own monotonic clock is asked.
 
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,8 +60,6 @@ pub(in crate::raft) struct Leader {
     pub(super) gate: Arc<Gate>,
     /// Bounded by the number of requests that the API lets in.
     queue: mpsc::UnboundedSender<Waiting>,
-    /// Writes that wait for their fate.
-    pub(super) writes: Arc<AtomicUsize>,
     election: Duration,
     /// Has a receiver for each message with writes of another node's that is under way.
     pub(super) foreign: Arc<watch::Sender<()>>,
@@ -90,7 +87,6 @@ impl Leader {
             peers,
             gate,
             queue,
-            writes: Arc::default(),
             election,
             foreign: Arc::new(watch::channel(()).0),
             recent: Arc::default(),
@@ -120,7 +116,10 @@ impl Leader {
             let (fate, told) = oneshot::channel();
             let request = request.clone();
             let fate = match self.queue.send(Waiting { request, fate }) {
-                Ok(()) => timeout(within(REQUEST_TIME), self.told(told)).await,
+                Ok(()) => {
+                    let told = timeout(within(REQUEST_TIME), told).await;
+                    told.map(|told| told.unwrap_or(Fate::Unconfirmed))
+                }
                 Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
                 Err(_) => return Err(RequestError::Stopping),
             };
