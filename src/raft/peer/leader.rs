@@ -113,15 +113,21 @@ impl Leader {
         // From the first attempt that is unconfirmed, no other answer says that nothing was done.
         let mut unconfirmed = false;
         loop {
-            let (fate, told) = oneshot::channel();
-            let request = request.clone();
-            let fate = match self.queue.send(Waiting { request, fate }) {
-                Ok(()) => {
-                    let told = timeout(within(REQUEST_TIME), told).await;
-                    told.map(|told| told.unwrap_or(Fate::Unconfirmed))
+            let fate = match self.refuses() {
+                // Now, and not when those before it that wait for the disk are through.
+                Some(why) => Ok(Fate::DiskFull(why)),
+                None => {
+                    let (fate, told) = oneshot::channel();
+                    let request = request.clone();
+                    match self.queue.send(Waiting { request, fate }) {
+                        Ok(()) => {
+                            let told = timeout(within(REQUEST_TIME), told).await;
+                            told.map(|told| told.unwrap_or(Fate::Unconfirmed))
+                        }
+                        Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
+                        Err(_) => return Err(RequestError::Stopping),
+                    }
                 }
-                Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
-                Err(_) => return Err(RequestError::Stopping),
             };
             let fate = fate.unwrap_or(Fate::Unconfirmed);
             unconfirmed |= fate == Fate::Unconfirmed;
@@ -273,6 +279,16 @@ impl Leader {
     /// Returns once no writes of other nodes' are under way here.
     pub(in crate::raft) async fn answered(&self) {
         self.foreign.closed().await;
+    }
+
+    /// Why this node, if it leads, takes no write at the moment.
+    fn refuses(&self) -> Option<String> {
+        let leads = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.current_leader == Some(metrics.id)
+        };
+        leads.then(|| self.gate.full()).flatten()
     }
 
     pub(super) fn known(&self) -> Known {
