@@ -18,12 +18,14 @@ const FOREIGN: &[&str] = &[
     "--home-dir",
     "--manifest-path",
     "--nocapture",
+    "--output-fields",
     "--release",
     "--rounds",
     "--rows",
     "--runs",
     "--scenario",
     "--shell",
+    "--since",
     "--small",
     "--system",
     "--test",
@@ -270,7 +272,7 @@ fn every_key_and_variable_that_is_named_exists() {
 
 #[test]
 fn every_event_is_listed_and_every_message_id_is_one() {
-    let text = page("docs/operations.md");
+    let text = page("docs/journal.md");
     let listed = table(&text, "event");
     let listed: Vec<_> = listed
         .iter()

@@ -21,7 +21,7 @@ use super::start::StartError;
 use super::types::to_log_id;
 use super::{
     Backup, Consistency, Gate, LEADER_TIME, Member, RequestError, SnapshotDone, Status, Written,
-    compact,
+    compact, watch,
 };
 use crate::certificate::TlsError;
 use crate::config::settings::{PeerFiles, Secret};
@@ -30,6 +30,7 @@ use crate::format::record::LogId;
 use crate::layout::DataDir;
 use crate::storage::space::Space;
 use crate::storage::{Checkpoint, Page, Range, StateMachine, StorageError};
+use crate::telemetry::events;
 
 /// How often a node looks whether consensus has failed.
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
@@ -74,6 +75,7 @@ struct Inner {
     copies: Arc<Copies>,
     compaction: AbortHandle,
     listening: AbortHandle,
+    watching: AbortHandle,
 }
 
 impl Node {
@@ -140,6 +142,7 @@ impl Node {
         });
         let listening = tokio::spawn(peer::serve(listener, options.peer_listen, service));
         let compaction = compact::start(&raft, &log, state_machine.backend(), options.log_keep);
+        let watching = watch::start(&raft, options.id);
         let reads = Reads::start(&leader, &state_machine, options.readers);
         Ok(Self(Arc::new(Inner {
             id: options.id,
@@ -153,6 +156,7 @@ impl Node {
             copies,
             compaction,
             listening: listening.abort_handle(),
+            watching,
         })))
     }
 
@@ -280,6 +284,7 @@ impl Node {
             backend: node.state_machine.backend(),
             sizes: node.state_machine.sizes(),
             log_bytes: node.gate.log.file_bytes(),
+            disk: node.gate.space.free(),
             full: node.gate.full(),
             failed: metrics.running_state.err().map(|fatal| fatal.to_string()),
         }
@@ -304,7 +309,7 @@ impl Node {
     /// # Errors
     /// When it cannot be used; the one in use stays.
     pub fn renew_certificate(&self, files: &PeerFiles) -> Result<(), TlsError> {
-        peer::warn_of(&self.0.peers.local().renew(files)?);
+        peer::warn_of(files, &self.0.peers.local().renew(files)?);
         Ok(())
     }
 
@@ -316,9 +321,13 @@ impl Node {
         let node = &self.0;
         node.compaction.abort();
         node.listening.abort();
+        node.watching.abort();
         node.gate.condition.stopping.store(true, Ordering::Relaxed);
         if node.raft.shutdown().await.is_err() {
-            tracing::error!("Consensus did not end in order");
+            tracing::error!(
+                MESSAGE_ID = events::REQUESTS_CUT_OFF,
+                "Consensus did not end in order"
+            );
         }
         let (log, machine) = (node.gate.log.clone(), Arc::clone(&node.state_machine));
         let closed = spawn_blocking(move || {

@@ -1,5 +1,6 @@
 //! Machines with a real systemd, for tests. `rig.sh` beside this boots them;
 //! here they become values that are gone when dropped.
+#![allow(dead_code)] // each file in tests/ is a program of its own and uses its part
 
 pub(crate) mod node;
 
