@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use common::browser::Browser;
 use common::client::{ask, put};
 use common::cluster::Cluster;
+use common::disk::{Disk, is_root};
 use common::fixture::scratch;
 use common::node::{free_address, get, node_on, request};
 use common::scenario::Scenario;
@@ -222,6 +223,30 @@ fn a_cluster_is_told_by_every_node_and_a_lost_majority_too() {
     pictures(&mut browser, "no-majority");
     browser.assert_content();
     cluster.stop(followers[0]);
+}
+
+#[test]
+fn a_full_disk_is_told_with_what_to_do_until_there_is_space_again() {
+    if !is_root("a full disk on the status page") {
+        return;
+    }
+    let Some(mut browser) = Browser::open() else {
+        return;
+    };
+    let disk = Disk::tmpfs(160 << 20);
+    let mut node = node_on(&disk.path().join("data")).start();
+    browser.look("light", 1280);
+    browser.go(&format!("http://{}/", node.ready()));
+    browser.shows(&["healthy", "ready"]);
+    // Less than the node keeps free of such a disk.
+    disk.leave(6 << 20);
+    browser.shows(&["degraded", "No write is taken", "df -h"]);
+    pictures(&mut browser, "full");
+    disk.free_up();
+    browser.until("document.getElementById('notices').innerText === ''");
+    browser.until("!document.body.innerText.includes('degraded')");
+    browser.assert_content();
+    node.stop().with(0);
 }
 
 /// Text that got into the page as HTML after all could do nothing: the policy

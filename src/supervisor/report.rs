@@ -335,18 +335,28 @@ fn log(event: &Event<'_>, reporter: &Reporter) {
         Event::LogTakenOver(done) => taken_over(done),
         Event::BookkeepingRebuilt(path) => tracing::warn!(
             target: "aspen::migration",
+            MESSAGE_ID = events::SOURCE_REBUILT,
+            ASPEN_SOURCE = %path.display(),
             "{} has a damaged allocator state, which was rebuilt in memory; every row passes its checksum",
             path.display()
         ),
         Event::HistoryFailed(error) => {
             tracing::warn!(
                 target: "aspen::migration",
+                MESSAGE_ID = events::RECORD_NOT_WRITTEN,
+                ASPEN_DATA_DIR = reporter.data_dir(),
                 "The history of migrations was not written: {}",
                 Chain(*error)
             );
         }
         Event::RecordFailed(error) => {
-            tracing::warn!(target: "aspen::migration", "{}", Chain(*error));
+            tracing::warn!(
+                target: "aspen::migration",
+                MESSAGE_ID = events::RECORD_NOT_WRITTEN,
+                ASPEN_DATA_DIR = reporter.data_dir(),
+                "{}",
+                Chain(*error)
+            );
         }
         Event::BackupsRemoved(paths) => tracing::info!(
             target: "aspen::migration",

@@ -74,12 +74,16 @@ events! {
     MIGRATION_PHASE = "39f425fd0afd43c8a83e27be4b74c522" [ASPEN_PHASE, ASPEN_KEYS, ASPEN_BYTES, ASPEN_DURATION_MS];
     /// The source has a durable backup.
     MIGRATION_BACKUP = "8f8decaa1f1b4c1c9194f2ebfcaf2ba3" [ASPEN_SOURCE, ASPEN_BACKUP, ASPEN_BYTES];
+    /// A damage of the source that touches no row was mended in memory.
+    SOURCE_REBUILT = "840f927ed7c547b78616c66525f801a9" [ASPEN_SOURCE];
     /// The source of a migration is damaged.
     SOURCE_DAMAGED = "f6c616980dad4fbea332c4172ce46d8a" [ASPEN_SOURCE];
     /// The legacy Raft log is in the current file format.
     RAFT_LOG_TAKEN_OVER = "a3244b3c19024bfdaf52fc352a16012f" [ASPEN_SOURCE, ASPEN_BACKUP, ASPEN_FORMAT_FROM, ASPEN_FORMAT_TO, ASPEN_ENTRIES, ASPEN_DURATION_MS];
     /// A migration is complete: verified, published, recorded.
     MIGRATION_COMPLETED = "1eafa8d1880e457aaeb0f88c97fc8bb6" [ASPEN_SOURCE, ASPEN_TARGET, ASPEN_BACKUP, ASPEN_KEYS, ASPEN_CHECKSUM, ASPEN_DURATION_MS];
+    /// A migration is complete, and its record could not be written or read everywhere.
+    RECORD_NOT_WRITTEN = "4adeac9070ad423880a91e2a2c9c8ee3" [ASPEN_DATA_DIR];
     /// A migration failed; the source is as it was.
     MIGRATION_FAILED = "0354f15b63ac4fc498fac7ca82b88893" [ASPEN_SOURCE, ASPEN_PHASE, ASPEN_EXIT];
     /// A migration was stopped on request; the source is as it was.

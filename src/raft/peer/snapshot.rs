@@ -283,7 +283,7 @@ impl Receiver {
     fn forget(&self, held: &mut Held) {
         **held = None;
         if let Err(error) = durable::remove(&self.path) {
-            tracing::warn!("{}", Chain(&error));
+            tracing::warn!(MESSAGE_ID = events::STORAGE_FAILED, "{}", Chain(&error));
         }
     }
 }
