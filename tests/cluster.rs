@@ -149,3 +149,75 @@ fn a_listener_that_all_could_reach_or_that_is_taken_stops_the_start() {
         "{ended:?}"
     );
 }
+
+#[test]
+fn a_leader_that_is_stopped_under_load_hands_over_and_no_request_elsewhere_fails() {
+    let mut cluster = Cluster::all(&["sqlite"; 3]);
+    let mut writers = writers(6, 100);
+    let mut handed_over = 0;
+    for _ in 0..times(3, 20) {
+        let leader = cluster.leader();
+        let followers = cluster.followers();
+        let [one, other] = [cluster.address(followers[0]), cluster.address(followers[1])];
+        let (half, rest) = writers.split_at_mut(3);
+        under_load(half, one, || {
+            under_load(rest, other, || {
+                wait_up_to(200);
+                let ended = cluster.stop(leader);
+                // Another one may have been elected just before.
+                handed_over += u32::from(ended.log.contains("Handing leadership over"));
+                assert_ne!(cluster.leader(), leader);
+                wait_up_to(200);
+            });
+        });
+        cluster.start(leader);
+    }
+    assert!(handed_over > 0);
+    for writer in &mut writers {
+        // Nobody was refused for want of a leader.
+        let codes: Vec<_> = writer.codes.iter().map(String::as_str).collect();
+        assert!(codes.iter().all(|code| *code == "bad_request"), "{codes:?}");
+        writer.check(cluster.address(1));
+    }
+}
+
+#[test]
+fn leadership_is_handed_over_on_request_to_any_node() {
+    let mut cluster = Cluster::all(&["sqlite"; 3]);
+    let leader = cluster.leader();
+    let [heir, asked] = cluster.followers()[..] else {
+        panic!("{:?}", cluster.ids());
+    };
+    let lead = |cluster: &Cluster, on: u64, body: serde_json::Value| {
+        ask(cluster.address(on), "POST", "/admin/leader", Some(&body))
+    };
+    let answer = lead(&cluster, asked, json!({ "id": heir }));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["leader"], heir);
+    assert_eq!(cluster.leader(), heir);
+    assert_eq!(answer.json()["term"], cluster.status(heir)["term"]);
+    let answer = lead(&cluster, heir, json!({}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_ne!(answer.json()["leader"], heir);
+    for (body, status, code) in [
+        (json!({ "id": 9 }), 404, "no_such_member"),
+        (json!({ "id": "2" }), 400, "bad_request"),
+        (json!({ "node": 2 }), 400, "bad_request"),
+        (json!([2]), 400, "bad_request"),
+    ] {
+        let answer = lead(&cluster, leader, body);
+        assert_eq!(
+            (answer.status, answer.error_code().as_str()),
+            (status, code)
+        );
+    }
+    let alone = cluster.leader();
+    for id in cluster.followers() {
+        cluster.kill(id);
+    }
+    let answer = until(
+        || lead(&cluster, alone, json!({})),
+        |answer| answer.status != 200,
+    );
+    assert!([409, 503].contains(&answer.status), "{answer:?}");
+}

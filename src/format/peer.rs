@@ -90,6 +90,15 @@ pub enum Call {
     Write(Vec<Request>),
     /// Up to where has a reader to wait; answered by [`Answer::ReadIndex`].
     ReadIndex,
+    /// What an operator wants, for the leader; answered by [`Answer::Commanded`].
+    Command(Command),
+}
+
+/// What an operator wants the leader to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Hand leadership over: to this voter, or to the best one.
+    Lead(Option<u64>),
 }
 
 /// The answer to a [`Call`].
@@ -110,6 +119,35 @@ pub enum Answer {
     Written(Vec<Fate>),
     /// The entry that has to be applied before a read; `None` from one who does not lead.
     ReadIndex(Option<LogId>),
+    /// To a command.
+    Commanded(Result<Commanded, Refusal>),
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Commanded {
+    /// Who leads now, and in which term.
+    Leads {
+        /// Its id.
+        leader: u64,
+        /// Its term.
+        term: u64,
+    },
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Nothing was done: this is not the leader.
+    NotLeader,
+    /// Nothing was done: there is no such member.
+    NoMember(String),
+    /// Nothing was done: the cluster must not change like that.
+    Refused(String),
+    /// It is not done yet; asked again later, it may be.
+    NotYet(String),
+    /// It may or may not happen.
+    Unconfirmed,
 }
 
 /// What became of a transfer.

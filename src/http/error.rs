@@ -13,7 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::answer;
-use crate::raft::RequestError;
+use crate::raft::{CommandError, RequestError};
 use crate::telemetry::count::Count;
 
 /// Seconds after which a client is told to try again: about as long as an
@@ -73,9 +73,11 @@ codes! {
     HostNotAllowed = FORBIDDEN "host_not_allowed" "The request names a host that is not this machine's own.";
     NoSuchRoute = NOT_FOUND "no_such_route" "There is nothing at this path.";
     KeyNotFound = NOT_FOUND "key_not_found" "There is no such key.";
+    NoSuchMember = NOT_FOUND "no_such_member" "There is no such member.";
     MethodNotAllowed = METHOD_NOT_ALLOWED "method_not_allowed" "The path does not take this method; Allow says which.";
     BodyTooSlow = REQUEST_TIMEOUT "body_too_slow" "The body did not arrive in time.";
     Conflict = CONFLICT "conflict" "The key does not hold what was expected; nothing was changed.";
+    Refused = CONFLICT "refused" "The cluster must not change like that now; nothing was done.";
     BodyTooLarge = PAYLOAD_TOO_LARGE "body_too_large" "The body is too large.";
     KeyTooLong = PAYLOAD_TOO_LARGE "key_too_long" "A key in the batch is too long.";
     ValueTooLarge = PAYLOAD_TOO_LARGE "value_too_large" "A value is too large.";
@@ -87,9 +89,11 @@ codes! {
     Unavailable = SERVICE_UNAVAILABLE "unavailable" "The node is starting, migrating or stopping.";
     TooManyConnections = SERVICE_UNAVAILABLE "too_many_connections" "The node has as many connections as it may.";
     NoLeader = SERVICE_UNAVAILABLE "no_leader" "Nobody leads the cluster, or the leader reaches no majority; nothing was done.";
+    NotYet = SERVICE_UNAVAILABLE "not_yet" "It is under way and not done yet; the same request again goes on with it.";
     Overloaded = SERVICE_UNAVAILABLE "overloaded" "The node has as much to do as its memory allows; nothing was done.";
     Timeout = GATEWAY_TIMEOUT "timeout" "The read was not confirmed in time.";
     Unconfirmed = GATEWAY_TIMEOUT "unconfirmed" "The write was not confirmed in time: it may still happen. Read before writing again.";
+    CommandUnconfirmed = GATEWAY_TIMEOUT "unconfirmed" "The leader did not answer in time: it may still happen. Look at /status before asking again.";
     DiskFull = INSUFFICIENT_STORAGE "disk_full" "The disk is nearly full; nothing was done, and reads go on.";
 }
 
@@ -213,6 +217,19 @@ impl From<RequestError> for ApiError {
             RequestError::Timeout => Code::Timeout,
             RequestError::Stopping => Code::Unavailable,
             RequestError::Storage(_) => Code::Storage,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<CommandError> for ApiError {
+    fn from(error: CommandError) -> Self {
+        let code = match error {
+            CommandError::Request(error) => return error.into(),
+            CommandError::NoMember(_) => Code::NoSuchMember,
+            CommandError::Refused(_) => Code::Refused,
+            CommandError::NotYet(_) => Code::NotYet,
+            CommandError::Unconfirmed => Code::CommandUnconfirmed,
         };
         Self::new(code, error.to_string())
     }

@@ -72,6 +72,16 @@ pub(super) struct PairBody {
     value: String,
 }
 
+/// Who shall lead.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Lead)]
+pub(super) struct LeadBody {
+    /// A voter's id; without it, the voter that has most of the log.
+    #[serde(default)]
+    id: Option<u64>,
+}
+
 /// Tells a field that is null from one that is not there.
 fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(from).map(Some)
@@ -169,6 +179,15 @@ pub fn batch(bytes: &[u8]) -> Result<Request, ApiError> {
     let set = set.into_iter().map(|Object(pair)| (pair.key, pair.value));
     let set = set.collect();
     Ok(Request::Batch { set, delete })
+}
+
+/// Who shall lead, if the body says so.
+///
+/// # Errors
+/// When the body is not understood.
+pub fn lead(bytes: &[u8]) -> Result<Option<u64>, ApiError> {
+    let LeadBody { id } = body(bytes)?;
+    Ok(id)
 }
 
 fn check_key(key: &str, too_long: Code) -> Result<(), ApiError> {

@@ -124,6 +124,10 @@ failures! {
     /// Of what works on the files.
     Files = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         Busy NoLeader Timeout DiskFull Storage;
+    /// Of a transfer of leadership.
+    Lead = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest BodyTooSlow BodyTooLarge NotJson NoSuchMember Refused NotYet NoLeader
+        CommandUnconfirmed;
 }
 
 /// The answers that codes stand for, one for each status.

@@ -22,6 +22,8 @@ pub enum Phase {
     Migrating(Progress),
     /// Requests are served.
     Serving(Node),
+    /// The node is on its way down; requests that still come are served.
+    Leaving(Node),
     /// The node is on its way down.
     Stopping,
 }
@@ -33,7 +35,7 @@ impl Phase {
             Self::Starting => "starting",
             Self::Migrating(_) => "migrating",
             Self::Serving(_) => "serving",
-            Self::Stopping => "stopping",
+            Self::Leaving(_) | Self::Stopping => "stopping",
         }
     }
 }
@@ -133,7 +135,7 @@ impl Shared {
     /// The node, once it serves.
     pub(super) fn node(&self) -> Result<Node, ApiError> {
         match &*self.0.phase.read().unwrap_or_else(PoisonError::into_inner) {
-            Phase::Serving(node) => Ok(node.clone()),
+            Phase::Serving(node) | Phase::Leaving(node) => Ok(node.clone()),
             Phase::Starting => Err(ApiError::unavailable("the node is starting")),
             Phase::Migrating(progress) => Err(ApiError::unavailable(format!(
                 "the node is migrating its data ({} %)",

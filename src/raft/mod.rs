@@ -7,9 +7,9 @@
 //! - `peer`: what nodes say to each other. `copies`: of the state machine.
 //! - `start`: what is checked before consensus starts; `join`: the cluster that
 //!   it then forms or finds.
-//! - `watch`: who leads and who is a member, told when it changes.
+//! - `watcher`: who leads and who is a member, told when it changes.
 //! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
-//!   log is shortened.
+//!   log is shortened; `lead`: how leadership is handed over.
 //!
 //! Invariants:
 //!
@@ -26,6 +26,7 @@
 mod compact;
 mod copies;
 mod join;
+mod lead;
 mod log;
 mod machine;
 mod network;
@@ -38,7 +39,7 @@ mod suite;
 #[cfg(test)]
 mod tests;
 mod types;
-mod watch;
+mod watcher;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -101,6 +102,35 @@ pub enum RequestError {
     /// The state machine fails; the reason is in the log.
     #[error("the state machine failed; see the node's log")]
     Storage(Arc<StorageError>),
+}
+
+/// Why a command of an operator is not carried out.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Nothing was done: there is no such member.
+    #[error("{0}")]
+    NoMember(String),
+    /// Nothing was done: the cluster must not change like that.
+    #[error("{0}")]
+    Refused(String),
+    /// It is not done yet; asked again later, it may be.
+    #[error("{0}")]
+    NotYet(String),
+    /// It may or may not happen.
+    #[error("the leader did not answer in time; it may still happen: look at /status")]
+    Unconfirmed,
+    /// No leader, or the node is stopping.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+/// Who leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leads {
+    /// Its id.
+    pub leader: u64,
+    /// Its term.
+    pub term: u64,
 }
 
 /// Whether writes may enter the log.

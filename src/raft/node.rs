@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Instant as _, ServerState};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::time::timeout;
 
 use super::copies::Copies;
 use super::join::{self, Beginning, Opened, open_log};
@@ -20,12 +22,13 @@ use super::reads::{Raft, Reads, failed};
 use super::start::StartError;
 use super::types::to_log_id;
 use super::{
-    Backup, Consistency, Gate, LEADER_TIME, Member, RequestError, SnapshotDone, Status, Written,
-    compact, watch,
+    Backup, CommandError, Consistency, Gate, LEADER_TIME, Leads, Member, RequestError,
+    SnapshotDone, Status, Written, compact, lead, watcher,
 };
 use crate::certificate::TlsError;
 use crate::config::settings::{PeerFiles, Secret};
 use crate::format::entry::Request;
+use crate::format::peer::{Command, Commanded, Refusal};
 use crate::format::record::LogId;
 use crate::layout::DataDir;
 use crate::storage::space::Space;
@@ -34,6 +37,10 @@ use crate::telemetry::events;
 
 /// How often a node looks whether consensus has failed.
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
+
+/// How long writes that others forwarded may take to be answered once another
+/// node leads: as long as the disk may take.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
@@ -64,7 +71,7 @@ pub struct Options {
 pub struct Node(Arc<Inner>);
 
 struct Inner {
-    id: u64,
+    options: Options,
     cluster_id: String,
     raft: Raft,
     state_machine: Arc<dyn StateMachine>,
@@ -74,6 +81,7 @@ struct Inner {
     reads: Reads,
     copies: Arc<Copies>,
     compaction: AbortHandle,
+    service: Arc<Service>,
     listening: AbortHandle,
     watching: AbortHandle,
 }
@@ -89,16 +97,11 @@ impl Node {
         state_machine: Arc<dyn StateMachine>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let checked = {
-            let (path, machine) = (dir.raft_log(), Arc::clone(&state_machine));
-            let id = options.id;
-            spawn_blocking(move || open_log(&path, machine.as_ref(), id)).await
-        };
         let Opened {
             log,
             recorded,
             alone,
-        } = checked.map_err(|_| StartError::Raft("a thread ended unexpectedly".into()))??;
+        } = open(dir, &state_machine, options.id).await?;
         let condition = Arc::new(Condition::default());
         let gate = Arc::new(Gate {
             log: log.clone(),
@@ -133,19 +136,26 @@ impl Node {
             options: options.clone(),
         };
         let (raft, cluster_id) = beginning.while_there_is_space(&gate).await?;
-        let leader = Leader::new(raft.clone(), peers.clone(), Arc::clone(&gate));
+        let leader = Leader::new(
+            raft.clone(),
+            peers.clone(),
+            Arc::clone(&gate),
+            options.election_timeout,
+        );
         let service = Arc::new(Service {
             raft: raft.clone(),
             peers: peers.clone(),
             leader: leader.clone(),
             receiver: Arc::new(Receiver::new(dir.received())),
+            leaving: watch::channel(false).0,
         });
-        let listening = tokio::spawn(peer::serve(listener, options.peer_listen, service));
+        let serving = peer::serve(listener, options.peer_listen, Arc::clone(&service));
+        let listening = tokio::spawn(serving);
         let compaction = compact::start(&raft, &log, state_machine.backend(), options.log_keep);
-        let watching = watch::start(&raft, options.id);
+        let watching = watcher::start(&raft, options.id);
         let reads = Reads::start(&leader, &state_machine, options.readers);
         Ok(Self(Arc::new(Inner {
-            id: options.id,
+            options,
             cluster_id,
             raft,
             state_machine,
@@ -155,6 +165,7 @@ impl Node {
             reads,
             copies,
             compaction,
+            service,
             listening: listening.abort_handle(),
             watching,
         })))
@@ -262,7 +273,7 @@ impl Node {
         });
         let leads = metrics.state == ServerState::Leader;
         Status {
-            node_id: node.id,
+            node_id: node.options.id,
             cluster_id: node.cluster_id.clone(),
             role: role(metrics.state),
             term: metrics.current_term,
@@ -275,7 +286,7 @@ impl Node {
             snapshot: metrics.snapshot.as_ref().map(|id| id.index()),
             quorum_age_ms: match metrics.last_quorum_acked {
                 // Its own word is its majority's, at any time.
-                _ if leads && voters == [node.id] => Some(0),
+                _ if leads && voters == [node.options.id] => Some(0),
                 Some(at) if leads => {
                     Some(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX))
                 }
@@ -287,6 +298,52 @@ impl Node {
             disk: node.gate.space.free(),
             full: node.gate.full(),
             failed: metrics.running_state.err().map(|fatal| fatal.to_string()),
+        }
+    }
+
+    /// Has another node lead: `to`, or the voter that has most. Returns once it does.
+    ///
+    /// # Errors
+    /// See [`CommandError`]. One that is not done yet may be done a moment later.
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<Leads, CommandError> {
+        let done = self
+            .0
+            .leader
+            .command(Command::Lead(to), LEADER_TIME)
+            .await?;
+        let Commanded::Leads { leader, term } = done;
+        Ok(Leads { leader, term })
+    }
+
+    /// Hands leadership over before a stop, if this node leads and another can.
+    /// Requests are still served. Returns once writes that others forwarded here
+    /// are answered, after some seconds at most.
+    pub async fn hand_over(&self) {
+        let Inner {
+            raft,
+            leader,
+            options,
+            ..
+        } = &*self.0;
+        match lead::hand_over(raft, None, options.election_timeout).await {
+            Ok(_) | Err(Refusal::NotLeader) => {}
+            Err(Refusal::Refused(why)) => {
+                return tracing::info!("Leadership is not handed over: {why}");
+            }
+            Err(refusal) => {
+                tracing::warn!(
+                    MESSAGE_ID = events::LEADERSHIP_NOT_HANDED_OVER,
+                    ASPEN_TERM = raft.metrics().borrow_watched().current_term,
+                    "Leadership was not handed over in time: {refusal:?}"
+                );
+            }
+        }
+        // It may have led until a moment ago.
+        if timeout(ANSWER_TIME, leader.answered()).await.is_err() {
+            tracing::warn!(
+                MESSAGE_ID = events::REQUESTS_CUT_OFF,
+                "Writes of other nodes' were still under way after {ANSWER_TIME:?}"
+            );
         }
     }
 
@@ -320,6 +377,7 @@ impl Node {
     pub async fn stop(&self) -> Result<(), StartError> {
         let node = &self.0;
         node.compaction.abort();
+        node.service.leave().await;
         node.listening.abort();
         node.watching.abort();
         node.gate.condition.stopping.store(true, Ordering::Relaxed);
@@ -350,6 +408,17 @@ impl Node {
             .map_err(|_| RequestError::Stopping)?
             .map_err(unanswered)
     }
+}
+
+/// Opens and checks the log on a thread where that may take its time.
+async fn open(
+    dir: &DataDir,
+    state_machine: &Arc<dyn StateMachine>,
+    id: u64,
+) -> Result<Opened, StartError> {
+    let (path, machine) = (dir.raft_log(), Arc::clone(state_machine));
+    let opened = spawn_blocking(move || open_log(&path, machine.as_ref(), id)).await;
+    opened.map_err(|_| StartError::Raft("a thread ended unexpectedly".into()))?
 }
 
 fn unanswered(error: StorageError) -> RequestError {

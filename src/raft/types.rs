@@ -38,7 +38,9 @@ pub(super) fn rpc_error(error: PeerError) -> RPCError<Types> {
         PeerError::Unreached { .. } | PeerError::Timeout { .. } | PeerError::Nonsense { .. } => {
             RPCError::Unreachable(Unreachable::new(&error))
         }
-        PeerError::Lost { .. } => RPCError::Network(NetworkError::new(&error)),
+        PeerError::Lost { .. } | PeerError::Closing { .. } => {
+            RPCError::Network(NetworkError::new(&error))
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! 5. Open storage.
 //! 6. `READY=1`.
 //! 7. Until a signal to stop: reload on SIGHUP, keep the watchdog content.
-//! 8. `STOPPING=1`, finish requests, close storage, exit 0.
+//! 8. `STOPPING=1`, hand leadership over, finish requests, close storage, exit 0.
 //!
 //! A signal to stop during 4 stops the migration; everything is then as it was
 //! found and the exit is clean. The event loop runs on the main thread and
@@ -217,13 +217,15 @@ impl<'a> Life<'a> {
             .start_and_serve(locked, address, &mut signals, &mut server)
             .await;
         let draining_since = Instant::now();
-        self.shared.set(Phase::Stopping);
-        drop(drain);
-        let node = match lived {
-            Ok(Some(node)) => node,
-            Ok(None) => return Ok(()),
-            Err(error) => return Err(error),
+        self.shared.set(match &lived {
+            Ok(Some(node)) => Phase::Leaving(node.clone()),
+            Ok(None) | Err(_) => Phase::Stopping,
+        });
+        let Some(node) = lived? else {
+            return Ok(());
         };
+        node.hand_over().await;
+        drop(drain);
         if tokio::time::timeout(DRAIN_TIME, server).await.is_err() {
             tracing::warn!(
                 MESSAGE_ID = events::REQUESTS_CUT_OFF,

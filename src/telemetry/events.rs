@@ -112,6 +112,8 @@ events! {
     LEADERSHIP_GAINED = "f86b6cfb52074a08b6369eb0391d7aa6" [ASPEN_LEADER, ASPEN_TERM];
     /// This node leads no more; the leader is absent where none is known.
     LEADERSHIP_LOST = "f93c6b27f5cd4bf7bd272558e6a1b554" [ASPEN_LEADER, ASPEN_TERM];
+    /// A leader that stops could not hand over in time; the others elect one.
+    LEADERSHIP_NOT_HANDED_OVER = "2fc67c89d9114f0a9a4216a60521c874" [ASPEN_TERM];
     /// Another node leads.
     LEADER_CHANGED = "41598a18c3d94d1681a6fcf268550a5a" [ASPEN_LEADER, ASPEN_TERM];
     /// There was a leader and none is known any more.

@@ -1,6 +1,7 @@
 //! gRPC with messages that are bytes: tonic frames them, over connections of
 //! our own, so that it is known whether a request was ever sent.
 
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -113,6 +114,28 @@ impl Http2 {
         let answers = client.streaming(request, path, Raw).await?;
         Ok(answers.into_inner())
     }
+}
+
+/// Whether a request that failed like this was not looked at by its receiver: the
+/// connection was closed before it was sent, or its receiver closes it and said so
+/// (RFC 9113, 6.8 and 8.7).
+pub(super) fn was_not_taken(status: &Status) -> bool {
+    let mut error: Option<&dyn Error> = Some(status);
+    while let Some(at) = error {
+        if at
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_closed)
+        {
+            return true;
+        }
+        if let Some(h2) = at.downcast_ref::<h2::Error>() {
+            let left = h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR);
+            let refused = h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return h2.is_remote() && (left || refused);
+        }
+        error = at.source();
+    }
+    false
 }
 
 fn closed(error: hyper::Error) -> Status {

@@ -7,21 +7,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::{CONNECT_TIME, PeerError, Peers};
+use super::{CONNECT_TIME, Peers};
 use crate::format::entry::Request;
-use crate::format::peer::{Answer, Call, Fate};
+use crate::format::peer::{Answer, Call, Command, Commanded, Fate, Refusal};
 use crate::format::record::LogId;
+use crate::raft::lead;
 use crate::raft::reads::Raft;
 use crate::raft::types::{from_log_id, to_log_id};
-use crate::raft::{Gate, REQUEST_TIME, RequestError, Written};
+use crate::raft::{CommandError, Gate, REQUEST_TIME, RequestError, Written};
 
 /// Most writes in one message.
 const MAX_BATCH: usize = 256;
@@ -34,7 +35,10 @@ const BATCH_BYTES: usize = 1 << 20;
 const MAX_UNDER_WAY: usize = 8;
 
 /// How long to wait before asking again who leads, when nothing has changed.
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long the leader may take for a command: longer than any takes there.
+const COMMAND_TIME: Duration = Duration::from_secs(25);
 
 struct Waiting {
     request: Request,
@@ -49,6 +53,9 @@ pub(in crate::raft) struct Leader {
     gate: Arc<Gate>,
     /// Bounded by the number of requests that the API lets in.
     queue: mpsc::UnboundedSender<Waiting>,
+    election: Duration,
+    /// Has a receiver for each message with writes of another node's that is under way.
+    foreign: Arc<watch::Sender<()>>,
 }
 
 /// Who leads, as far as this node knows.
@@ -59,13 +66,20 @@ enum Known {
 }
 
 impl Leader {
-    pub(in crate::raft) fn new(raft: Raft, peers: Peers, gate: Arc<Gate>) -> Self {
+    pub(in crate::raft) fn new(
+        raft: Raft,
+        peers: Peers,
+        gate: Arc<Gate>,
+        election: Duration,
+    ) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
         let leader = Self {
             raft,
             peers,
             gate,
             queue,
+            election,
+            foreign: Arc::new(watch::channel(()).0),
         };
         // It ends when the last handle is dropped: its own holds another queue.
         let sending = Self {
@@ -131,6 +145,75 @@ impl Leader {
         }
     }
 
+    /// Has the leader carry out a command, and waits `patience` for there to be one.
+    pub(in crate::raft) async fn command(
+        &self,
+        command: Command,
+        patience: Duration,
+    ) -> Result<Commanded, CommandError> {
+        let began = Instant::now();
+        let within = |rest: Duration| rest.saturating_sub(began.elapsed());
+        loop {
+            let done = match self.known() {
+                Known::Nobody => Err(Refusal::NotLeader),
+                Known::Me => self.carry_out(command.clone()).await,
+                Known::Other { id, address } => {
+                    self.ask_command(id, &address, command.clone()).await
+                }
+            };
+            match done {
+                Ok(done) => return Ok(done),
+                Err(Refusal::NoMember(why)) => return Err(CommandError::NoMember(why)),
+                Err(Refusal::Refused(why)) => return Err(CommandError::Refused(why)),
+                Err(Refusal::NotYet(why)) => return Err(CommandError::NotYet(why)),
+                Err(Refusal::Unconfirmed) => return Err(CommandError::Unconfirmed),
+                Err(Refusal::NotLeader) if within(patience).is_zero() => {
+                    return Err(RequestError::NoLeader.into());
+                }
+                Err(Refusal::NotLeader) => self.change(within(patience)).await?,
+            }
+        }
+    }
+
+    /// A command on this node, if it leads.
+    pub(super) async fn carry_out(&self, command: Command) -> Result<Commanded, Refusal> {
+        match command {
+            Command::Lead(to) => {
+                let led = lead::hand_over(&self.raft, to, self.election).await?;
+                Ok(Commanded::Leads {
+                    leader: led.leader,
+                    term: led.term,
+                })
+            }
+        }
+    }
+
+    async fn ask_command(
+        &self,
+        id: u64,
+        address: &str,
+        command: Command,
+    ) -> Result<Commanded, Refusal> {
+        let asked = async {
+            let link = self.peers.link(id, address, CONNECT_TIME).await?;
+            link.call(&Call::Command(command), COMMAND_TIME).await
+        };
+        match asked.await {
+            Ok(Answer::Commanded(done)) => done,
+            Ok(_) => Err(Refusal::Unconfirmed),
+            Err(error) if error.is_undone() => Err(Refusal::NotLeader),
+            Err(error) => {
+                tracing::debug!("A command is unconfirmed: {error}");
+                Err(Refusal::Unconfirmed)
+            }
+        }
+    }
+
+    /// Returns once no writes of other nodes' are under way here.
+    pub(in crate::raft) async fn answered(&self) {
+        self.foreign.closed().await;
+    }
+
     fn known(&self) -> Known {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
@@ -149,6 +232,8 @@ impl Leader {
     /// Waits for a change of what is known about the leader, or a little while.
     async fn change(&self, patience: Duration) -> Result<(), RequestError> {
         let mut metrics = self.raft.server_metrics();
+        // What has changed before, nobody of this handle's has looked at yet.
+        let _ = metrics.changed().now_or_never();
         // What this node knows may be right already, and the other one wrong.
         match timeout(PAUSE.min(patience), metrics.changed()).await {
             Ok(Err(_)) => Err(RequestError::Stopping),
@@ -166,7 +251,8 @@ impl Leader {
                 index: response.log_id.index(),
                 outcome: response.data,
             },
-            // Refused before it was appended; anything else may come after that.
+            // Refused before it was appended. What was appended and lost its place to
+            // another leader's entry is told as discarded, which others may still have.
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Fate::NotLeader,
             Err(_) => Fate::Unconfirmed,
         }
@@ -175,6 +261,7 @@ impl Leader {
     /// Writes that another node forwarded; never forwarded again.
     pub(super) async fn propose_all(&self, requests: Vec<Request>) -> Vec<Fate> {
         let count = requests.len();
+        let _under_way = self.foreign.subscribe();
         if let Some(why) = self.gate.full() {
             return vec![Fate::DiskFull(why); count];
         }
@@ -287,7 +374,7 @@ impl Leader {
         match answered.await {
             Ok(Answer::Written(fates)) if fates.len() == count => fates,
             Ok(_) => vec![Fate::Unconfirmed; count],
-            Err(PeerError::Unreached { .. }) => vec![Fate::NotLeader; count],
+            Err(error) if error.is_undone() => vec![Fate::NotLeader; count],
             Err(error) => {
                 tracing::debug!("Forwarded writes are unconfirmed: {error}");
                 vec![Fate::Unconfirmed; count]

@@ -31,6 +31,9 @@ pub(in crate::raft) enum PeerError {
         address: String,
         source: Arc<HandshakeError>,
     },
+    /// It closes the connection, and has not looked at the request.
+    #[error("node {id} is stopping")]
+    Closing { id: u64 },
     /// It may have done it.
     #[error("node {id} did not answer in time")]
     Timeout { id: u64 },
@@ -40,6 +43,13 @@ pub(in crate::raft) enum PeerError {
     /// It may have done it.
     #[error("node {id} answered {what}, which makes no sense")]
     Nonsense { id: u64, what: String },
+}
+
+impl PeerError {
+    /// Whether it is certain that nothing was done.
+    pub(super) fn is_undone(&self) -> bool {
+        matches!(self, Self::Unreached { .. } | Self::Closing { .. })
+    }
 }
 
 /// A connection to a peer; a cheap handle.
@@ -89,6 +99,9 @@ impl Link {
     }
 
     pub(super) fn lost(&self, status: Status) -> PeerError {
+        if grpc::was_not_taken(&status) {
+            return PeerError::Closing { id: self.id };
+        }
         let source = Box::new(status);
         PeerError::Lost {
             id: self.id,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,6 +137,7 @@ async fn connection(
         }
     };
     tracing::debug!("Node {from} connected from {address}");
+    let mut leaving = service.leaving.subscribe();
     let answer = service_fn(move |request| Arc::clone(&service).answer(from, request));
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
@@ -144,7 +146,15 @@ async fn connection(
         .initial_stream_window_size(FLOW_BYTES)
         .initial_connection_window_size(FLOW_BYTES)
         .max_concurrent_streams(MAX_STREAMS);
-    let served = http.serve_connection(TokioIo::new(stream), answer).await;
+    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), answer));
+    let served = tokio::select! {
+        served = &mut serving => served,
+        () = async { drop(leaving.wait_for(|leaving| *leaving).await) } => {
+            // Requests that are under way end, and no others begin.
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
     if let Err(error) = served {
         tracing::debug!("The connection of node {from} broke: {}", Chain(&error));
     }

@@ -3,12 +3,15 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest, VoteRequest, VoteResponse};
+use tokio::sync::watch;
+use tokio::time::sleep;
 use tonic::body::Body;
 use tonic::server::StreamingService;
 use tonic::{Status, Streaming};
@@ -21,12 +24,18 @@ use crate::raft::reads::Raft;
 use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
 use crate::telemetry::events;
 
+/// How long others take to hear that a connection closes: a few times the way there
+/// and back. Whoever is further away may have to find out by himself.
+const LEAVE_TIME: Duration = Duration::from_millis(100);
+
 /// Answers to others.
 pub(in crate::raft) struct Service {
     pub(in crate::raft) raft: Raft,
     pub(in crate::raft) peers: Peers,
     pub(in crate::raft) leader: Leader,
     pub(in crate::raft) receiver: Arc<Receiver>,
+    /// Turns true when the node stops; has a receiver for each connection.
+    pub(in crate::raft) leaving: watch::Sender<bool>,
 }
 
 /// One stream of requests from node `from`.
@@ -61,6 +70,15 @@ impl StreamingService<Bytes> for Rpc {
 }
 
 impl Service {
+    /// Tells all who are connected to ask elsewhere, and answers what comes until
+    /// they know.
+    pub(in crate::raft) async fn leave(&self) {
+        self.leaving.send_replace(true);
+        if self.leaving.receiver_count() > 0 {
+            sleep(LEAVE_TIME).await;
+        }
+    }
+
     pub(super) fn local(&self) -> &Local {
         self.peers.local()
     }
@@ -136,6 +154,7 @@ impl Service {
                 let upto = self.leader.read_index().await.map_err(stopped)?;
                 Ok(Answer::ReadIndex(upto))
             }
+            Call::Command(command) => Ok(Answer::Commanded(self.leader.carry_out(command).await)),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod authority;
 mod catch_up;
+mod leading;
 mod life;
 mod strangers;
 
@@ -35,6 +36,8 @@ struct Cluster {
     tls: Option<Authority>,
     /// Where the others find a node instead of where it listens.
     detours: BTreeMap<u64, String>,
+    /// Where one node finds another instead.
+    ways: BTreeMap<(u64, u64), String>,
 }
 
 /// Loopback addresses of this test's own, whatever else runs: 127/8 is large.
@@ -57,6 +60,7 @@ impl Cluster {
             log_keep: 64 << 20,
             tls: None,
             detours: BTreeMap::new(),
+            ways: BTreeMap::new(),
         }
     }
 
@@ -71,6 +75,8 @@ impl Cluster {
     fn options(&self, id: u64) -> Options {
         let mut members = self.addresses.clone();
         members.extend(self.detours.clone());
+        let ways = self.ways.iter().filter(|((from, _), _)| *from == id);
+        members.extend(ways.map(|((_, to), way)| (*to, way.clone())));
         Options {
             id,
             members,

@@ -70,7 +70,7 @@ impl Told {
             return;
         }
         if self.leader == Some(id) && leader != Some(id) {
-            tracing::warn!(
+            tracing::info!(
                 target: "aspen::raft",
                 MESSAGE_ID = events::LEADERSHIP_LOST,
                 ASPEN_LEADER = leader,
@@ -168,7 +168,7 @@ mod tests {
                 " WARN aspen::raft: No leader is known; it is term 2",
                 " INFO aspen::raft: This node, 1, leads in term 2",
                 " INFO aspen::raft: This node, 1, leads in term 3",
-                " WARN aspen::raft: This node, 1, leads no more; it is term 4",
+                " INFO aspen::raft: This node, 1, leads no more; it is term 4",
                 " INFO aspen::raft: Node 3 leads in term 4",
                 " WARN aspen::raft: No leader is known; it is term 5",
             ]

@@ -1,4 +1,6 @@
-//! `/admin`: what operators have the node do.
+//! `/admin`: what operators have the node and the cluster do.
+
+pub(super) mod leader;
 
 use axum::extract::State;
 use axum::http::StatusCode;
