@@ -72,8 +72,6 @@ fn queries() -> BTreeMap<String, Vec<String>> {
             }
         }
     }
-    // How to install the catalog is no query.
-    found.remove("All events");
     found
 }
 
