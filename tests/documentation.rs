@@ -24,6 +24,7 @@ const FOREIGN: &[&str] = &[
     "--no-install-recommends",
     "--nocapture",
     "--now",
+    "--output-fields",
     "--pipe",
     "--release",
     "--rounds",
@@ -31,6 +32,7 @@ const FOREIGN: &[&str] = &[
     "--runs",
     "--scenario",
     "--shell",
+    "--since",
     "--small",
     "--system",
     "--test",
@@ -278,7 +280,7 @@ fn every_key_and_variable_that_is_named_exists() {
 
 #[test]
 fn every_event_is_listed_and_every_message_id_is_one() {
-    let text = page("docs/operations.md");
+    let text = page("docs/journal.md");
     let listed = table(&text, "event");
     let listed: Vec<_> = listed
         .iter()

@@ -242,7 +242,13 @@ fn what_is_not_there_or_not_allowed_is_told_in_json() {
     let mut node = node_on(&dir).start();
     let address = node.ready();
     for path in [
-        "/", "/api", "/api/kv/", "/health/", "/HEALTH", "/healthz", "//health",
+        "/index.html",
+        "/api",
+        "/api/kv/",
+        "/health/",
+        "/HEALTH",
+        "/healthz",
+        "//health",
     ] {
         assert_refused(&get(address, path), 404, "no_such_route");
     }

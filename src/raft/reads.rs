@@ -12,7 +12,7 @@ use super::peer::{Confirmation, Leader};
 use super::types::Types;
 use super::{Consistency, LEADER_TIME, RequestError};
 use crate::storage::{StateMachine, StorageError};
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, events};
 
 pub(super) type Raft = openraft::Raft<Types, Machine>;
 
@@ -140,6 +140,10 @@ pub(super) fn failed(error: StorageError) -> RequestError {
     if matches!(error, StorageError::Closed) {
         return RequestError::Stopping;
     }
-    tracing::error!("The state machine failed: {}", Chain(&error));
+    tracing::error!(
+        MESSAGE_ID = events::STORAGE_FAILED,
+        "The state machine failed: {}",
+        Chain(&error)
+    );
     RequestError::Storage(Arc::new(error))
 }
