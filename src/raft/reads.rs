@@ -13,7 +13,7 @@ use super::peer::{Confirmation, Leader};
 use super::types::Types;
 use super::{Consistency, LEADER_TIME, RequestError};
 use crate::storage::{StateMachine, StorageError};
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, events};
 
 pub(super) type Raft = openraft::Raft<Types, Machine>;
 
@@ -83,14 +83,15 @@ async fn serve(
 ) {
     let mut round = Vec::new();
     loop {
-        // First the permit, then the reads: what arrives meanwhile joins.
+        // A queue without reads must hold no permit: the others would lack it.
+        let Some(first) = queue.recv().await else {
+            return;
+        };
+        round.push(first);
         let Ok(permit) = Arc::clone(&rounds).acquire_owned().await else {
             return;
         };
-        if queue.recv_many(&mut round, MAX_ROUND).await == 0 {
-            return;
-        }
-        // Whose request is being read just now gets in as well.
+        // What has arrived meanwhile joins, and whose request is being read just now.
         yield_now().await;
         while round.len() < MAX_ROUND
             && let Ok(next) = queue.try_recv()
@@ -144,6 +145,10 @@ pub(super) fn failed(error: StorageError) -> RequestError {
     if matches!(error, StorageError::Closed) {
         return RequestError::Stopping;
     }
-    tracing::error!("The state machine failed: {}", Chain(&error));
+    tracing::error!(
+        MESSAGE_ID = events::STORAGE_FAILED,
+        "The state machine failed: {}",
+        Chain(&error)
+    );
     RequestError::Storage(Arc::new(error))
 }

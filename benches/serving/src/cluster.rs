@@ -19,8 +19,10 @@ const NODES: u64 = 3;
 const CONNECTIONS: u64 = 64;
 /// How often leadership is handed over.
 const HAND_OVERS: usize = 5;
-/// Between a disturbance and the next, and for its effects to be seen.
-const BETWEEN: Duration = Duration::from_secs(2);
+/// Before leadership moves.
+const BEFORE: Duration = Duration::from_secs(2);
+/// For the effects to be seen: longer than any election should take.
+const AFTER: Duration = Duration::from_secs(6);
 /// A cluster that has no leader by then never has.
 const LEADER_WITHIN: Duration = Duration::from_secs(30);
 /// What nodes are started with: Aspen's `raft.election_timeout_ms`, by default.
@@ -240,10 +242,10 @@ async fn one_move(
     let windows = Arc::new(Windows::new(2));
     let shared = Arc::clone(&windows);
     let mut load = Load::start(asked, shape, Request::Put, CONNECTIONS, shared).await?;
-    sleep(BETWEEN).await;
+    sleep(BEFORE).await;
     windows.switch_to(1);
     let moved = moving.await;
-    sleep(BETWEEN).await;
+    sleep(AFTER).await;
     let gap = windows.gap();
     windows.end();
     let mut all = load.join(asked[0]).await?;

@@ -226,11 +226,18 @@ impl Windows {
     /// The longest time since the last switch in which nothing was
     /// acknowledged, to anybody.
     pub(crate) fn gap(&self) -> Duration {
-        Duration::from_nanos(self.gap.load(Ordering::SeqCst))
+        // One that has not ended yet counts too.
+        let acknowledged = self.acknowledged.load(Ordering::SeqCst);
+        let waiting = self.now_nanos().saturating_sub(acknowledged);
+        Duration::from_nanos(self.gap.load(Ordering::SeqCst).max(waiting))
+    }
+
+    fn now_nanos(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn acknowledge(&self) {
-        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let now = self.now_nanos();
         let before = self.acknowledged.fetch_max(now, Ordering::SeqCst);
         self.gap
             .fetch_max(now.saturating_sub(before), Ordering::SeqCst);

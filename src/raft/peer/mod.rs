@@ -168,9 +168,13 @@ impl Local {
 }
 
 /// Tells what is doubtful about the certificate.
-pub(super) fn warn_of(doubts: &[String]) {
+pub(super) fn warn_of(files: &PeerFiles, doubts: &[String]) {
     for doubt in doubts {
-        tracing::warn!(MESSAGE_ID = events::CERTIFICATE_DOUBTFUL, "{doubt}");
+        tracing::warn!(
+            MESSAGE_ID = events::CERTIFICATE_DOUBTFUL,
+            ASPEN_CERTIFICATE = %files.certificate.display(),
+            "{doubt}"
+        );
     }
 }
 

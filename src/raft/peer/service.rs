@@ -22,6 +22,7 @@ use super::{Confirmation, Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snaps
 use crate::format::peer::{Answer, Call, Candidacy, Transferred, decode, encode};
 use crate::raft::reads::Raft;
 use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
+use crate::telemetry::events;
 
 /// How long others take to hear that a connection closes: a few times the way there
 /// and back. Whoever is further away may have to find out by himself.
@@ -104,7 +105,11 @@ impl Service {
         let message = messages.message().await?;
         let message = message.ok_or_else(|| Status::invalid_argument("no message"))?;
         let call = decode::<Call>(&message).map_err(|error| {
-            tracing::warn!("Node {from} sent a request that was refused: {error}");
+            tracing::warn!(
+                MESSAGE_ID = events::PEER_MISUNDERSTOOD,
+                ASPEN_MEMBER = from,
+                "Node {from} sent a request that was refused: {error}"
+            );
             Status::invalid_argument(error.to_string())
         })?;
         let answer = self.carry_out(from, call).await?;
@@ -181,7 +186,11 @@ fn voted(response: &VoteResponse<Types>) -> Answer {
 }
 
 fn refused(from: u64, what: &str) -> Status {
-    tracing::warn!("Node {from} sent {what}");
+    tracing::warn!(
+        MESSAGE_ID = events::PEER_MISUNDERSTOOD,
+        ASPEN_MEMBER = from,
+        "Node {from} sent {what}"
+    );
     Status::invalid_argument(what)
 }
 
