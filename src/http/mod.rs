@@ -89,6 +89,11 @@ fn router(shared: Shared) -> Router {
         .routes(at(routes!(admin::checkpoint_wal), false))
         .routes(at(routes!(admin::snapshot), false))
         .routes(at(routes!(admin::leader::transfer), false))
+        .routes(at(
+            routes!(admin::members::list, admin::members::set),
+            false,
+        ))
+        .routes(at(routes!(admin::members::remove), false))
         .routes(at(routes!(backup::backup), false))
         .split_for_parts();
     shared.describe(openapi::finish(description));

@@ -26,7 +26,7 @@ use crate::format::record::RecordError;
 /// Most bytes of a message: reasons are cut to fit.
 const MAX_BYTES: u16 = 1024;
 /// Most characters of a reason.
-const MAX_REASON: usize = 200;
+const MAX_REASON: usize = 300;
 
 const LISTENS: &[u8] = b"aspen peer, the one who listens\0";
 const CONNECTS: &[u8] = b"aspen peer, the one who connects\0";
@@ -53,15 +53,22 @@ pub(super) async fn ask<S>(stream: &mut S, local: &Local, to: u64) -> Result<(),
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Some(cluster) = local.cluster.get() else {
+    if let Some(why) = local.barred() {
+        return Err(unfit(why));
+    }
+    let Some(cluster) = local.cluster() else {
         return Err(unfit("this node belongs to no cluster yet"));
     };
     let hello = Hello {
         protocol: PROTOCOL,
         cluster: cluster.clone(),
-        from: local.id,
+        from: local.id(),
         to,
         nonce: rand::random(),
+        incarnation: local.incarnation(),
+        provisional: local.is_provisional(),
+        members_at: local.members_at(),
+        addresses: [local.address_of(local.id()), local.address_of(to)],
     };
     let hello = encode(&hello)?;
     write_bytes(stream, &hello).await?;
@@ -69,14 +76,24 @@ where
         Challenge::Prove { nonce, proof } => (nonce, proof),
         Challenge::Refused(reason) => return Err(refused(&reason)),
     };
-    if hmac::verify(&local.key, &statement(LISTENS, &hello, &nonce), &proof).is_err() {
+    if hmac::verify(local.key(), &statement(LISTENS, &hello, &nonce), &proof).is_err() {
         return Err(unfit("it does not know this node's cluster.secret"));
     }
-    write(stream, &prove(&local.key, CONNECTS, &hello, &nonce)).await?;
-    match read(stream).await? {
-        Verdict::Accepted => Ok(()),
-        Verdict::Refused(reason) => Err(refused(&reason)),
-    }
+    write(stream, &prove(local.key(), CONNECTS, &hello, &nonce)).await?;
+    let (incarnation, cluster) = match read(stream).await? {
+        Verdict::Accepted { incarnation } => (incarnation, cluster),
+        Verdict::Adopt {
+            incarnation,
+            cluster,
+        } => (incarnation, cluster),
+        Verdict::Refused(reason) => return Err(refused(&reason)),
+        Verdict::Barred(reason) => {
+            local.bar(&cut(&reason));
+            return Err(refused(&reason));
+        }
+    };
+    local.meet(to, incarnation).await.map_err(unfit)?;
+    local.settle(&cluster).await.map_err(unfit)
 }
 
 /// The handshake from the side that listens; who connected.
@@ -91,23 +108,40 @@ where
     }
     let hello: Hello = decode(&bytes)?;
     let nonce = rand::random();
-    let Proof(proof) = prove(&local.key, LISTENS, &bytes, &nonce);
+    let Proof(proof) = prove(local.key(), LISTENS, &bytes, &nonce);
     write(stream, &Challenge::Prove { nonce, proof }).await?;
     let Proof(proof) = read(stream).await?;
-    let known = hmac::verify(&local.key, &statement(CONNECTS, &bytes, &nonce), &proof);
+    let known = hmac::verify(local.key(), &statement(CONNECTS, &bytes, &nonce), &proof);
     let verdict = match known {
-        Ok(()) => identities(&hello, local),
-        Err(_) => Err("cluster.secret differs; give all nodes the same".to_owned()),
+        Ok(()) => judge(&hello, local).await,
+        Err(_) => Verdict::Refused("cluster.secret differs; give all nodes the same".to_owned()),
     };
+    write(stream, &verdict).await?;
     match verdict {
-        Ok(()) => {
-            write(stream, &Verdict::Accepted).await?;
-            Ok(hello.from)
-        }
-        Err(reason) => {
-            write(stream, &Verdict::Refused(reason.clone())).await?;
-            Err(unfit(reason))
-        }
+        Verdict::Accepted { .. } | Verdict::Adopt { .. } => Ok(hello.from),
+        Verdict::Refused(reason) | Verdict::Barred(reason) => Err(unfit(reason)),
+    }
+}
+
+/// Looks at who that is, and remembers it.
+async fn judge(hello: &Hello, local: &Local) -> Verdict {
+    let cluster = match identities(hello, local) {
+        Ok(cluster) => cluster,
+        Err(reason) => return Verdict::Refused(reason),
+    };
+    if let Err(reason) = local.meet(hello.from, hello.incarnation).await {
+        return Verdict::Barred(reason);
+    }
+    if let Err(reason) = local.settle(&cluster).await {
+        return Verdict::Refused(reason);
+    }
+    let incarnation = local.incarnation();
+    match cluster == hello.cluster {
+        true => Verdict::Accepted { incarnation },
+        false => Verdict::Adopt {
+            incarnation,
+            cluster,
+        },
     }
 }
 
@@ -119,29 +153,53 @@ fn wrong_protocol(hello: &[u8]) -> Option<String> {
     })
 }
 
-fn identities(hello: &Hello, local: &Local) -> Result<(), String> {
-    let Some(cluster) = local.cluster.get() else {
-        return Err("this node belongs to no cluster yet".into());
-    };
-    if hello.cluster != *cluster {
-        return Err(format!(
-            "this is cluster {cluster}, not {}; a node's data directory belongs to one cluster",
-            cut(&hello.cluster)
-        ));
+/// The cluster that both belong to.
+fn identities(hello: &Hello, local: &Local) -> Result<String, String> {
+    if let Some(why) = local.barred() {
+        return Err(why);
     }
-    if hello.to != local.id {
+    let cluster = match local.cluster() {
+        Some(cluster) if cluster == hello.cluster => cluster,
+        Some(cluster) => older_of(hello, local, cluster)?,
+        None if local.joins() => hello.cluster.clone(),
+        None => return Err("this node belongs to no cluster yet".into()),
+    };
+    if hello.to != local.id() {
         return Err(format!(
             "this is node {}, not node {}; look at the members' addresses",
-            local.id, hello.to
+            local.id(),
+            hello.to
         ));
     }
-    if hello.from == local.id {
+    if hello.from == local.id() {
         return Err(format!(
             "this is node {} itself; ids are used once",
-            local.id
+            local.id()
         ));
     }
-    Ok(())
+    Ok(cluster)
+}
+
+/// Which of two different ids is right, of nodes that made theirs from legacy data.
+///
+/// Such a node makes the id from the membership that it had stored. One that was
+/// behind when it was upgraded had an older one, and takes the id of whoever knew
+/// a later one, or has been confirmed; but only if the two memberships agree on
+/// the addresses of both nodes, which those of two clusters do not.
+fn older_of(hello: &Hello, local: &Local, ours: String) -> Result<String, String> {
+    let here = [local.address_of(hello.from), local.address_of(local.id())];
+    let kin = here == hello.addresses && here.iter().all(|address| !address.is_empty());
+    let theirs = || hello.cluster.clone();
+    match (local.is_provisional(), hello.provisional) {
+        (false, true) if kin => Ok(ours),
+        (true, false) if kin => Ok(theirs()),
+        (true, true) if kin && local.members_at() > hello.members_at => Ok(ours),
+        (true, true) if kin && local.members_at() < hello.members_at => Ok(theirs()),
+        _ => Err(format!(
+            "this is cluster {ours}, not {}; a node's data directory belongs to one cluster",
+            cut(&hello.cluster)
+        )),
+    }
 }
 
 fn statement(role: &[u8], hello: &[u8], nonce: &[u8; PROOF]) -> Vec<u8> {
@@ -214,7 +272,7 @@ mod tests {
 
     fn local(id: u64, cluster: &str, secret: Option<&str>) -> Local {
         let local = Local::new(id, secret);
-        local.join(cluster);
+        local.join(cluster, false);
         local
     }
 
@@ -296,6 +354,10 @@ mod tests {
                 from: 1,
                 to: 2,
                 nonce: [0; PROOF],
+                incarnation: 0,
+                provisional: false,
+                members_at: None,
+                addresses: Default::default(),
             };
             write(&mut here, &hello).await.unwrap();
             let Challenge::Prove { proof, .. } = read(&mut here).await.unwrap() else {

@@ -12,7 +12,7 @@ use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::{CONNECT_TIME, Peers};
@@ -20,6 +20,7 @@ use crate::format::entry::Request;
 use crate::format::peer::{Answer, Call, Command, Commanded, Fate, Refusal};
 use crate::format::record::LogId;
 use crate::raft::lead;
+use crate::raft::members;
 use crate::raft::reads::Raft;
 use crate::raft::types::{from_log_id, to_log_id};
 use crate::raft::{CommandError, Gate, REQUEST_TIME, RequestError, Written};
@@ -56,6 +57,7 @@ pub(in crate::raft) struct Leader {
     election: Duration,
     /// Has a receiver for each message with writes of another node's that is under way.
     foreign: Arc<watch::Sender<()>>,
+    changing: Arc<Mutex<()>>,
 }
 
 /// Who leads, as far as this node knows.
@@ -80,6 +82,7 @@ impl Leader {
             queue,
             election,
             foreign: Arc::new(watch::channel(()).0),
+            changing: Arc::default(),
         };
         // It ends when the last handle is dropped: its own holds another queue.
         let sending = Self {
@@ -185,6 +188,42 @@ impl Leader {
                     term: led.term,
                 })
             }
+            Command::Members => self.members(),
+            Command::SetMember { id, peer, voter } => {
+                let _changing = self.begin_change()?;
+                members::set_member(&self.raft, id, &peer, voter, self.election).await?;
+                self.members()
+            }
+            Command::RemoveMember(id) => {
+                let _changing = self.begin_change()?;
+                members::remove_member(&self.raft, id, self.election).await?;
+                self.members()
+            }
+            Command::MayRestart(id) => {
+                let why_not = members::may_restart(&self.raft, id, self.election)?;
+                Ok(Commanded::Restart(why_not))
+            }
+        }
+    }
+
+    fn members(&self) -> Result<Commanded, Refusal> {
+        let (leader, members) = members::members(&self.raft)?;
+        Ok(Commanded::Members { leader, members })
+    }
+
+    /// One change of members at a time.
+    fn begin_change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Refusal> {
+        let busy = |_| Refusal::NotYet("another change of members is under way".into());
+        self.changing.try_lock().map_err(busy)
+    }
+
+    /// Ends a change of members that another leader left halfway.
+    pub(in crate::raft) async fn settle(&self) {
+        // Whoever changes something now does it first.
+        if let Ok(_changing) = self.begin_change()
+            && let Err(refusal) = members::settle(&self.raft).await
+        {
+            tracing::debug!("A change of members is still halfway: {refusal:?}");
         }
     }
 
@@ -200,6 +239,10 @@ impl Leader {
         };
         match asked.await {
             Ok(Answer::Commanded(done)) => done,
+            Ok(Answer::NoMember(at)) => {
+                self.peers.local().removed(at);
+                Err(Refusal::NotLeader)
+            }
             Ok(_) => Err(Refusal::Unconfirmed),
             Err(error) if error.is_undone() => Err(Refusal::NotLeader),
             Err(error) => {
@@ -303,6 +346,10 @@ impl Leader {
         };
         match asked.await {
             Ok(Answer::ReadIndex(upto)) => Ok(upto),
+            Ok(Answer::NoMember(at)) => {
+                self.peers.local().removed(at);
+                Ok(None)
+            }
             Ok(_) => Ok(None),
             // Nothing was changed by asking: it may be asked again.
             Err(error) => {
@@ -373,6 +420,10 @@ impl Leader {
         };
         match answered.await {
             Ok(Answer::Written(fates)) if fates.len() == count => fates,
+            Ok(Answer::NoMember(at)) => {
+                self.peers.local().removed(at);
+                vec![Fate::NotLeader; count]
+            }
             Ok(_) => vec![Fate::Unconfirmed; count],
             Err(error) if error.is_undone() => vec![Fate::NotLeader; count],
             Err(error) => {
