@@ -95,6 +95,7 @@ fn router(shared: Shared) -> Router {
         ))
         .routes(at(routes!(admin::members::remove), false))
         .routes(at(routes!(backup::backup), false))
+        .routes(at(routes!(admin::digest), false))
         .split_for_parts();
     shared.describe(openapi::finish(description));
     let nowhere = gate::before(any(nowhere), &shared, NOWHERE, false);

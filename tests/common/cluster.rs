@@ -22,6 +22,8 @@ pub(crate) struct Cluster {
     /// Third and second part of all its addresses.
     net: (u8, u8),
     backends: Vec<&'static str>,
+    /// What every node is told in its environment.
+    pub(crate) environment: Vec<(&'static str, String)>,
     running: BTreeMap<u64, (Node, SocketAddr)>,
 }
 
@@ -34,6 +36,7 @@ impl Cluster {
             // 127/8 is large: whatever else runs has other addresses.
             net: (rand::random::<u8>().max(1), rand::random()),
             backends: backends.to_vec(),
+            environment: Vec::new(),
             running: BTreeMap::new(),
         }
     }
@@ -53,6 +56,12 @@ impl Cluster {
 
     pub(crate) fn log(&self, id: u64) -> PathBuf {
         self.dir.join(format!("{id}.log"))
+    }
+
+    /// How often a node's log has `what` in it.
+    pub(crate) fn said(&self, id: u64, what: &str) -> usize {
+        let log = std::fs::read_to_string(self.log(id)).unwrap_or_default();
+        log.matches(what).count()
     }
 
     /// How node `id` is started; `members` is what it is told of the cluster.
@@ -75,10 +84,12 @@ impl Cluster {
         let data = self.dir.join(format!("data-{id}"));
         // A place of its own, which it also has after a restart.
         let http = self.peer_address(id).replace(":7000", ":8080");
-        bare_node()
+        let launch = bare_node()
             .arguments(["--data-dir".as_ref(), data.as_os_str()])
             .arguments(["--http-addr", &http])
-            .config(&config)
+            .config(&config);
+        let environment = self.environment.iter();
+        environment.fold(launch, |launch, (name, value)| launch.env(name, value))
     }
 
     pub(crate) fn members(&self) -> Vec<String> {
@@ -96,6 +107,15 @@ impl Cluster {
         let (node, _) = self.running.remove(&id).unwrap();
         node.signal(Signal::SIGKILL);
         node.end().killed()
+    }
+
+    /// Has node `id` stand still: it is alive and does nothing.
+    pub(crate) fn pause(&self, id: u64) {
+        self.running[&id].0.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self, id: u64) {
+        self.running[&id].0.signal(Signal::SIGCONT);
     }
 
     pub(crate) fn stop(&mut self, id: u64) -> Ended {

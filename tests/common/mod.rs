@@ -12,6 +12,7 @@ pub(crate) mod node;
 pub(crate) mod operator;
 pub(crate) mod outcome;
 pub(crate) mod read;
+pub(crate) mod retrying;
 pub(crate) mod scenario;
 
 use std::collections::BTreeMap;

@@ -1,31 +1,34 @@
 //! Machines with a real systemd, for tests. `rig.sh` beside this boots them;
 //! here they become values that are gone when dropped.
+#![allow(dead_code)] // each file in tests/ is a program of its own and uses its part
 
+pub(crate) mod cluster;
 pub(crate) mod node;
 
 use crate::common::all_tests_required;
+use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rig/rig.sh");
-/// Tests run one at a time, so one name is enough.
+/// The name of a machine that is the only one.
 const NAME: &str = "node";
 
-/// A machine that has booted.
-pub(crate) struct Machine {
-    arguments: Vec<String>,
-    /// Held while the machine exists: one test at a time, in whatever process.
-    _alone: File,
+/// The right to have machines: one test at a time, in whatever process.
+struct Turn {
+    _lock: File,
+    cleaner: Child,
 }
 
-impl Machine {
-    /// Boots a machine in which each of `programs` is `/usr/bin/` and its name.
-    ///
-    /// `None`, and the reason on standard error, where that is impossible, unless
-    /// `ASPEN_REQUIRE_ALL_TESTS=1` makes it a failure.
-    pub(crate) fn boot(programs: &[&str]) -> Option<Self> {
+impl Turn {
+    /// Waits for it. `None`, and the reason on standard error, where there can be no
+    /// machines, unless `ASPEN_REQUIRE_ALL_TESTS=1` makes that a failure.
+    fn take() -> Option<Arc<Self>> {
         let need = rig(&["need"]).output().unwrap();
         if !need.status.success() {
             let why = text(&need.stdout);
@@ -41,36 +44,111 @@ impl Machine {
             );
             return None;
         }
-        let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rig.lock");
-        let alone = File::create(lock).unwrap();
-        alone.lock().unwrap();
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rig.lock");
+        let lock = File::create(&path).unwrap();
+        lock.lock().unwrap();
+        // What the test before has left, if even its cleaner was killed.
+        ok(&mut rig(&["clean"]));
+        // Whoever else can lock the file knows that this test is dead and its machines nobody's.
+        let clean = rig(&["clean"]);
+        let cleaner = Command::new("flock")
+            .args(["--shared".as_ref(), path.as_os_str(), clean.get_program()])
+            .args(clean.get_args())
+            .env("CARGO_TARGET_DIR", target())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Some(Arc::new(Self {
+            _lock: lock,
+            cleaner,
+        }))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // The machines have gone before: each holds this.
+        let _ = self.cleaner.kill();
+        let _ = self.cleaner.wait();
+    }
+}
+
+/// A network that reaches machines and the test, and nobody else.
+///
+/// It is a namespace of the thread that made it, and of the threads and processes
+/// that this one starts; nothing has to be removed afterwards.
+pub(crate) struct Network(Arc<Turn>);
+
+impl Network {
+    /// Runs a test in a network of its own; not at all where there can be no machines.
+    pub(crate) fn run(test: impl FnOnce(&Self) + Send) {
+        let Some(turn) = Turn::take() else { return };
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                ok(&mut rig(&["bridge"]));
+                test(&Self(turn));
+            });
+            if let Err(panic) = inside.join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    }
+
+    /// Boots a machine that is reached at `address`, in 10.0.0.0/24.
+    pub(crate) fn boot(&self, name: &str, address: Ipv4Addr, programs: &[&str]) -> Machine {
+        Machine::new(name, Some(address), programs, Arc::clone(&self.0))
+    }
+}
+
+/// A machine that has booted.
+pub(crate) struct Machine {
+    name: String,
+    arguments: Vec<String>,
+    _turn: Arc<Turn>,
+}
+
+impl Machine {
+    /// Boots a machine in which each of `programs` is `/usr/bin/` and its name;
+    /// `None` where there can be none.
+    pub(crate) fn boot(programs: &[&str]) -> Option<Self> {
+        Some(Self::new(NAME, None, programs, Turn::take()?))
+    }
+
+    fn new(name: &str, address: Option<Ipv4Addr>, programs: &[&str], turn: Arc<Turn>) -> Self {
         let bind = |program: &&str| {
             let name = Path::new(program).file_name().unwrap().to_str().unwrap();
             format!("--bind-ro={program}:/usr/bin/{name}")
         };
+        let address = address.map(|address| format!("--address={address}"));
         let machine = Self {
-            arguments: programs.iter().map(bind).collect(),
-            _alone: alone,
+            name: name.to_owned(),
+            arguments: address
+                .into_iter()
+                .chain(programs.iter().map(bind))
+                .collect(),
+            _turn: turn,
         };
-        // What a test that was killed has left behind.
-        ok(&mut rig(&["clean"]));
         machine.start();
-        Some(machine)
+        machine
     }
 
     fn start(&self) {
-        ok(rig(&["boot", NAME]).args(&self.arguments));
+        ok(rig(&["boot", &self.name]).args(&self.arguments));
     }
 
     /// Shuts down in order and boots again.
     pub(crate) fn reboot(&self) {
-        ok(&mut rig(&["off", NAME]));
+        ok(&mut rig(&["off", &self.name]));
         self.start();
     }
 
     /// Cuts the power, losing what was not synced, and boots again.
     pub(crate) fn cut_power(&self) {
-        ok(&mut rig(&["cut", NAME]));
+        ok(&mut rig(&["cut", &self.name]));
         self.start();
     }
 
@@ -83,7 +161,7 @@ impl Machine {
         let mut printed = printed.lines().map_while(Result::ok);
         let mut seen: Vec<_> = printed.by_ref().take(lines).collect();
         assert_eq!(seen.len(), lines, "{script} ended");
-        ok(&mut rig(&["cut", NAME]));
+        ok(&mut rig(&["cut", &self.name]));
         seen.extend(printed);
         child.wait().unwrap();
         self.start();
@@ -101,7 +179,7 @@ impl Machine {
     }
 
     fn command(&self, script: &str) -> Command {
-        rig(&["exec", NAME, "sh", "-euc", script])
+        rig(&["exec", &self.name, "sh", "-euc", script])
     }
 
     /// Writes a file in the machine, as root; the mode is 0644.
@@ -144,7 +222,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // While a test panics, a second panic would hide its message.
-        let cleaned = rig(&["clean", NAME]).status();
+        let cleaned = rig(&["clean", &self.name]).status();
         assert!(std::thread::panicking() || cleaned.is_ok_and(|status| status.success()));
     }
 }

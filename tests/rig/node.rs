@@ -12,15 +12,12 @@ storage_backend = "redb"  # the old one
 [log]
 file = "/var/log/aspen/node.log"
 "#;
-const PROGRAMS: [&str; 2] = [
+pub(super) const PROGRAMS: [&str; 2] = [
     env!("CARGO_BIN_EXE_aspen-node"),
     env!("CARGO_BIN_EXE_aspen-migrate"),
 ];
 /// Of a node that is alone in its cluster, so that it can serve.
-const LEGACY: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/fixtures/golden/alone-redb-2.6-clean.tar.zst"
-);
+const LEGACY: &str = "alone-redb-2.6-clean";
 
 /// The legacy state machine.
 pub(crate) const SOURCE: &str = "/var/lib/aspen/state-machine.redb";
@@ -28,6 +25,36 @@ pub(crate) const SOURCE: &str = "/var/lib/aspen/state-machine.redb";
 pub(crate) const HEALTH: &str = "curl -sf http://localhost:8080/health";
 /// Succeeds while rows are copied.
 const COPYING: &str = "systemctl show -P StatusText aspen-node | grep -q '^Migrating .*: copy'";
+
+/// Installs the node as a package does, enabled, with the data of a legacy node:
+/// the golden files called `data`.
+pub(super) fn install(machine: &Machine, config: &str, data: &str) {
+    machine.write(
+        "/usr/lib/systemd/system/aspen-node.service",
+        include_str!("../../systemd/aspen-node.service"),
+    );
+    machine.write(
+        "/usr/lib/systemd/catalog/aspen.catalog",
+        include_str!("../../systemd/aspen.catalog"),
+    );
+    machine.write("/etc/aspen/config.toml", config);
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden");
+    let archive = std::fs::File::open(format!("{golden}/{data}.tar.zst")).unwrap();
+    let mut tar = Vec::new();
+    ruzstd::decoding::StreamingDecoder::new(archive)
+        .unwrap()
+        .read_to_end(&mut tar)
+        .unwrap();
+    machine.write("/tmp/legacy.tar", tar);
+    machine.ok(
+        "useradd --system --home-dir /var/lib/aspen --shell /usr/sbin/nologin aspen
+         chown -R aspen:aspen /etc/aspen; chmod 640 /etc/aspen/config.toml
+         tar -xf /tmp/legacy.tar --strip-components=1 -C /var/lib/aspen
+         chown -R aspen:aspen /var/lib/aspen; chmod 600 /var/lib/aspen/*
+         journalctl --update-catalog; systemctl daemon-reload
+         systemctl -q enable aspen-node; sync",
+    );
+}
 
 /// An installed node; the machine is that of its one test.
 pub(crate) struct Node {
@@ -49,30 +76,7 @@ impl Node {
     /// where no machine can be had.
     pub(crate) fn legacy() -> Option<Self> {
         let machine = Machine::boot(&PROGRAMS)?;
-        machine.write(
-            "/usr/lib/systemd/system/aspen-node.service",
-            include_str!("../../systemd/aspen-node.service"),
-        );
-        machine.write(
-            "/usr/lib/systemd/catalog/aspen.catalog",
-            include_str!("../../systemd/aspen.catalog"),
-        );
-        machine.write("/etc/aspen/config.toml", CONFIG);
-        let archive = std::fs::File::open(LEGACY).unwrap();
-        let mut tar = Vec::new();
-        ruzstd::decoding::StreamingDecoder::new(archive)
-            .unwrap()
-            .read_to_end(&mut tar)
-            .unwrap();
-        machine.write("/tmp/legacy.tar", tar);
-        machine.ok(
-            "useradd --system --home-dir /var/lib/aspen --shell /usr/sbin/nologin aspen
-             chown -R aspen:aspen /etc/aspen; chmod 640 /etc/aspen/config.toml
-             tar -xf /tmp/legacy.tar --strip-components=1 -C /var/lib/aspen
-             chown -R aspen:aspen /var/lib/aspen; chmod 600 /var/lib/aspen/*
-             journalctl --update-catalog; systemctl daemon-reload
-             systemctl -q enable aspen-node; sync",
-        );
+        install(&machine, CONFIG, LEGACY);
         let source = String::new();
         let mut node = Self { machine, source };
         node.source = node.source_hash();

@@ -6,6 +6,14 @@
 #   rig.sh exec m bash
 #   rig.sh clean m
 #
+# or several that reach each other, and are reached from the shell that boots them:
+#
+#   unshare --net bash
+#   rig.sh bridge
+#   rig.sh boot a --address=10.0.0.1
+#   rig.sh boot b --address=10.0.0.2
+#   curl http://10.0.0.1:8080/health
+#
 # A machine is one sparse disk image: ext4, in a loop device. It holds what the
 # machine changes of the shared root (an overlay) and, without an overlay in
 # between, /var/lib/aspen. So a power cut loses exactly what was not synced.
@@ -13,7 +21,12 @@
 # A machine's mounts live in a mount namespace of its own and its processes in
 # a cgroup of its own. Killing that cgroup therefore undoes everything but
 # files, whoever died before; and two machines cannot mix up their processes.
-# Its network is a loopback interface and nothing else.
+#
+# Its network is a loopback interface and, with an address, a cable to the bridge
+# in the network namespace of whoever boots it. That namespace has no name and is
+# gone with the last process in it, and the bridge and the cables with it. What
+# does have a name for all the host (cgroups, nspawn's machines) has it by the
+# directory of the machine, so that those of other target directories differ.
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -35,7 +48,7 @@ await() {
 need() {
   local c why=()
   [ "$(id -u)" = 0 ] || why+=("not root")
-  for c in debootstrap systemd-nspawn nsenter unshare findmnt flock losetup mkfs.ext4 pgrep perl; do
+  for c in debootstrap systemd-nspawn nsenter unshare ip findmnt flock losetup mkfs.ext4 pgrep perl; do
     command -v $c >/dev/null || why+=("no $c")
   done
   [ -e /dev/loop-control ] || why+=("no loop devices")
@@ -65,26 +78,37 @@ root() {
   mv "$new" "$base"
 }
 
+# What tells the machine from all others of this host.
+unique() { printf %s "$rig/$1" | cksum | cut -d' ' -f1; }
+
 # The machine's cgroups: cgroup2 first, then, on a hybrid host, systemd's own v1
 # hierarchy, by which nspawn would otherwise take two machines for one.
 cgroups() {
   findmnt -rno TARGET -t cgroup2 | head -n 1
   findmnt -rno TARGET,OPTIONS -t cgroup | awk '$2 ~ /name=systemd/ {print $1}' | head -n 1
 }
-cgroup_dirs() {
-  local id
-  id=$(printf %s "$rig/$1" | cksum | cut -d' ' -f1)
-  cgroups | sed "s|\$|/aspen-rig-$id|"
-}
+cgroup_dirs() { cgroups | sed "s|\$|/aspen-rig-$(unique "$1")|"; }
 cgroup2() { cgroup_dirs "$1" | head -n 1; }
 
 # Dead is: nobody in the cgroup, and the disk unmounted, so that it can be mounted again.
 alive() { grep -qs 'populated 1' "$(cgroup2 "$1")/cgroup.events"; }
 dead()  { ! alive "$1" && [ -z "$(losetup -j "$rig/$1/disk.img")" ]; }
 
-# boot NAME [NSPAWN-ARGUMENT...]: returns when systemd has finished booting.
+# bridge: makes the network that machines with an address are connected to. It lives in the
+# caller's network namespace, which must be one of its own: the host's is not to be changed.
+bridge() {
+  # A new one holds nothing but lo.
+  [ "$(ip -o link | wc -l)" = 1 ] || die "this network namespace is in use; run: unshare --net"
+  ip link set lo up
+  ip link add machines type bridge
+  ip address add 10.0.0.254/24 dev machines
+  ip link set machines up
+}
+
+# boot NAME [--address=10.0.0.N] [NSPAWN-ARGUMENT...]: returns when systemd has finished booting.
 boot() {
-  local name=$1 d=$rig/$1 c; shift
+  local name=$1 d=$rig/$1 address=; shift
+  case ${1:-} in --address=*) address=${1#*=}; shift ;; esac
   root
   mkdir -p "$d/disk" "$d/root"
   dead "$name" || die "$name is still running"
@@ -95,7 +119,7 @@ boot() {
   fi
   cgroup_dirs "$name" | xargs mkdir -p
   rm -f "$d/leader"
-  unshare --mount --propagation private "$BASH" "${BASH_SOURCE[0]}" inside "$name" "$@" \
+  unshare --mount --propagation private --net "$BASH" "${BASH_SOURCE[0]}" inside "$name" $$ "$address" "$@" \
     </dev/null >"$d/console.log" 2>&1 9>&- &
   echo $! >"$d/nspawn"
   await booted "$name" || { cat "$d/console.log" >&2; die "$name did not boot"; }
@@ -109,17 +133,34 @@ booted() {
   echo "$leader" >"$rig/$1/leader"
 }
 
-# inside NAME ...: the part of boot that runs in the machine's own mount namespace.
+# inside NAME PID ADDRESS ...: the part of boot that runs in the machine's own namespaces; PID is boot.
 inside() {
-  local name=$1 d=$rig/$1 c; shift
+  local name=$1 d=$rig/$1 boot=$2 address=$3 c; shift 3
   for c in $(cgroup_dirs "$name"); do echo $$ >"$c/cgroup.procs"; done
+  # The machine itself may not: nspawn leaves a network that it has not made to its maker.
+  ip link set lo up
+  [ -z "$address" ] || plug "$name" "$boot" "$address"
   mount -o loop "$d/disk.img" "$d/disk"
   mkdir -p "$d"/disk/{upper,work,aspen}
   mount -t overlay overlay -o "lowerdir=$base,upperdir=$d/disk/upper,workdir=$d/disk/work" "$d/root"
-  SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn -q -b -D "$d/root" -M "aspen-$name" \
-    --register=no --keep-unit --private-network --console=read-only \
+  SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn -q -b -D "$d/root" \
+    -M "aspen-$(unique "$name")" \
+    --register=no --keep-unit --network-namespace-path=/proc/self/ns/net --console=read-only \
     --link-journal=no --resolv-conf=off --timezone=off \
     --bind="$d/disk/aspen:/var/lib/aspen" "$@"
+}
+
+# plug NAME PID ADDRESS: a cable from this network namespace to the bridge in that of process PID.
+plug() {
+  local there=(nsenter -t "$2" -n --)
+  # Its machine may have died just now: the kernel takes a while to forget it.
+  "${there[@]}" ip link delete "$1" 2>/dev/null || true
+  # An address of the link that a reboot does not change: nobody has to find out.
+  # shellcheck disable=SC2086
+  ip link add host0 address "$(printf '02:00:%02x:%02x:%02x:%02x' ${3//./ })" type veth peer name "$1" netns "$2"
+  "${there[@]}" ip link set "$1" master machines up
+  ip address add "$3/24" dev host0
+  ip link set host0 up
 }
 
 # exec NAME COMMAND...: runs it in the machine, with nothing of our environment.
@@ -164,8 +205,8 @@ clean() {
 
 verb=${1:-}
 case $verb in
-  need | root | boot | inside | off | clean) shift; "$verb" "$@" ;;
+  need | root | bridge | boot | inside | off | clean) shift; "$verb" "$@" ;;
   exec) shift; run "$@" ;;
   cut) shift; power_cut "$@" ;;
-  *) die "usage: rig.sh need | root | boot NAME [ARG...] | exec NAME COMMAND... | off NAME | cut NAME | clean [NAME...]" ;;
+  *) die "usage: rig.sh need | root | bridge | boot NAME [--address=IP] [ARG...] | exec NAME COMMAND... | off NAME | cut NAME | clean [NAME...]" ;;
 esac

@@ -1,0 +1,164 @@
+//! The three nodes of a legacy cluster, each under a systemd of its own, moved to
+//! SQLite by the guide's two strategies, and one of them back.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+mod rig;
+
+use common::client::ask;
+use common::fixture;
+use common::read::{Table, rows_sha256};
+use common::retrying::{Retrying, at_work, clients, pairs};
+use rig::Network;
+use rig::cluster::{Cluster, IDS, LEADER, api};
+use serde_json::json;
+
+/// The guide's edit.
+const CONFIGURE_SQLITE: &str =
+    r#"sed -i 's/storage_backend = "redb"/storage_backend = "sqlite"/' /etc/aspen/config.toml"#;
+const CONFIGURE_REDB: &str =
+    r#"sed -i 's/storage_backend = "sqlite"/storage_backend = "redb"/' /etc/aspen/config.toml"#;
+
+fn assert_healthy(id: u64, storage: &str) {
+    let answer = ask(api(id), "GET", "/health", None);
+    let health = answer.json();
+    assert_eq!(
+        (answer.status, &health["status"], &health["storage"]),
+        (200, &"healthy".into(), &storage.into()),
+        "node {id}: {answer:?}"
+    );
+}
+
+/// The node has its data in SQLite, its old data as a backup, and says so everywhere.
+fn assert_migrated(cluster: &Cluster, id: u64) {
+    assert_healthy(id, "sqlite");
+    let node = &cluster[id];
+    // The redb backend had brought the legacy file to format 3, beside a backup as well.
+    let names = node.ok("ls /var/lib/aspen | sed -E 's/[0-9]{8}-[0-9]{6}$/TIME/' | uniq");
+    let kept = [
+        "aspen.lock",
+        "migrations.jsonl",
+        "raft-log.redb",
+        "raft-log.redb.backup-TIME",
+        "state-machine.db",
+        "state-machine.db-shm",
+        "state-machine.db-wal",
+        "state-machine.redb.backup-TIME",
+    ];
+    assert_eq!(names.lines().collect::<Vec<_>>(), kept, "node {id}");
+    let config = node.ok("cat /etc/aspen/config.toml");
+    assert!(config.starts_with("# Kept by hand."), "{config}");
+    for line in [
+        "storage_backend = \"sqlite\"  # the old one",
+        "[cluster.migrated]",
+    ] {
+        assert_eq!(config.matches(line).count(), 1, "{config}");
+    }
+    assert_eq!(cluster.status(id)["migration"]["to"], "sqlite");
+}
+
+/// All that the clients were promised is on every node, and nothing else differs.
+fn assert_equal(cluster: &Cluster, clients: &[Retrying]) {
+    for id in IDS {
+        cluster.wait_until_caught_up(id);
+    }
+    let all = IDS.map(|id| pairs(api(id), ""));
+    assert!(all[0] == all[1] && all[0] == all[2], "the nodes differ");
+    for client in clients {
+        assert!(client.count() > 0);
+        for id in IDS {
+            client.check(api(id));
+        }
+    }
+}
+
+/// The rows of the legacy cluster are all there, as its leader had them.
+fn assert_legacy_rows() {
+    let rows = pairs(api(1), "").into_iter();
+    let rows = rows.filter(|(key, _)| !key.starts_with("client-"));
+    let rows: Table = rows
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect();
+    let leader = fixture::one("golden", LEADER);
+    assert_eq!(rows.len() as u64, leader.state().rows);
+    assert_eq!(rows_sha256(&rows), leader.state().rows_sha256);
+}
+
+#[test]
+fn a_cluster_is_migrated_one_by_one_and_a_node_goes_back_and_no_client_notices() {
+    Network::run(|network| {
+        let cluster = Cluster::legacy(network);
+        cluster.systemctl_all("start");
+        let leader = cluster.leader(1);
+        for id in IDS {
+            cluster.wait_until_caught_up(id);
+            assert_healthy(id, "redb");
+        }
+        let mut clients = clients(6, &IDS.map(api));
+        at_work(&mut clients, || {
+            let mut order = IDS.to_vec();
+            order.sort_by_key(|id| *id == leader);
+            for id in order {
+                if id == leader {
+                    have_another_lead(id);
+                }
+                cluster[id].ok(CONFIGURE_SQLITE);
+                cluster.systemctl("restart", id);
+                cluster.wait_until_caught_up(id);
+                assert_migrated(&cluster, id);
+            }
+            go_back(&cluster, leader);
+        });
+        assert_equal(&cluster, &clients);
+        assert_legacy_rows();
+    });
+}
+
+/// What the guide calls to trigger a leader election.
+fn have_another_lead(id: u64) {
+    let answer = ask(api(id), "POST", "/admin/leader", Some(&json!({})));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_ne!(answer.json()["leader"], id);
+}
+
+/// The guide's rollback, to the backup of which the configuration tells.
+fn go_back(cluster: &Cluster, id: u64) {
+    let node = &cluster[id];
+    cluster.systemctl("stop", id);
+    node.ok(r#"cd /var/lib/aspen
+           rm -f state-machine.db; rm -f state-machine.db-wal; rm -f state-machine.db-shm
+           cp "$(sed -n 's/^backup = "\(.*\)"/\1/p' /etc/aspen/config.toml)" state-machine.redb"#);
+    node.ok(CONFIGURE_REDB);
+    cluster.systemctl("start", id);
+    assert_healthy(id, "redb");
+    cluster.wait_until_caught_up(id);
+}
+
+#[test]
+fn a_cluster_is_shut_down_and_migrated_by_hand_all_at_once_and_started_again() {
+    Network::run(|network| {
+        let cluster = Cluster::legacy(network);
+        // The machines run the legacy release up to here, as far as their data tells.
+        let said = cluster.on_all(
+            "cd /var/lib/aspen
+             aspen-migrate --source state-machine.redb --target state-machine.db --verify",
+        );
+        for said in said {
+            assert!(said.contains("Verification passed!"), "{said}");
+        }
+        cluster.on_all(CONFIGURE_SQLITE);
+        cluster.systemctl_all("start");
+        for id in IDS {
+            assert_healthy(id, "sqlite");
+        }
+        let mut clients = clients(3, &IDS.map(api));
+        for client in &mut clients {
+            client.count_on();
+        }
+        assert_equal(&cluster, &clients);
+        assert_legacy_rows();
+        for id in IDS {
+            assert_migrated(&cluster, id);
+        }
+    });
+}
