@@ -11,6 +11,10 @@ use clap::CommandFactory as _;
 
 /// Options of other programs that the documentation shows.
 const FOREIGN: &[&str] = &[
+    // aspen-rolling-restart and curl.
+    "--restart",
+    "--token-file",
+    "--retry",
     "--bench",
     "--cacert",
     "--cold",
