@@ -28,6 +28,7 @@ const FOREIGN: &[&str] = &[
     "--no-install-recommends",
     "--nocapture",
     "--now",
+    "--output-fields",
     "--pipe",
     "--release",
     "--rounds",
@@ -35,6 +36,7 @@ const FOREIGN: &[&str] = &[
     "--runs",
     "--scenario",
     "--shell",
+    "--since",
     "--small",
     "--system",
     "--test",
@@ -282,7 +284,7 @@ fn every_key_and_variable_that_is_named_exists() {
 
 #[test]
 fn every_event_is_listed_and_every_message_id_is_one() {
-    let text = page("docs/operations.md");
+    let text = page("docs/journal.md");
     let listed = table(&text, "event");
     let listed: Vec<_> = listed
         .iter()

@@ -166,6 +166,8 @@ failures! {
     OuterQuery = HostNotAllowed BadRequest;
     /// Of a route that is answered in every phase.
     Always = HostNotAllowed TooManyConnections BadRequest;
+    /// Of a route that is answered in every phase and is not open to all.
+    Watched = HostNotAllowed TooManyConnections Unauthorized Forbidden Overloaded;
     /// Of routes that need a serving node.
     Inner = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded;
     /// Of a read of one key.

@@ -25,6 +25,7 @@ use crate::format::entry::{Entry, Payload};
 use crate::format::record::Membership;
 use crate::storage::log::Log;
 use crate::storage::{Applied, StateMachine};
+use crate::telemetry::events;
 
 /// How often a start looks whether it waits for space.
 const LOOK_FOR_SPACE: Duration = Duration::from_millis(100);
@@ -49,6 +50,9 @@ pub(super) fn open_log(
     let applied = machine.applied()?;
     if let Some(position) = applied.last_applied.filter(|_| !path.exists()) {
         tracing::warn!(
+            MESSAGE_ID = events::RAFT_LOG_MISSING,
+            ASPEN_PATH = %path.display(),
+            ASPEN_LAST_APPLIED = position.index,
             "There is no Raft log {}: a new one begins behind {position}. Votes that this node \
              gave before are forgotten",
             path.display()
@@ -136,7 +140,7 @@ pub(super) fn peers(
 ) -> Result<Peers, StartError> {
     let mut local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
     if let Some(files) = &options.tls {
-        peer::warn_of(&local.protect(files)?);
+        peer::warn_of(files, &local.protect(files)?);
     }
     local.keep_in(log, path)?;
     if let Some(identity) = recorded {

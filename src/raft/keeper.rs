@@ -7,6 +7,7 @@ use openraft::async_runtime::WatchReceiver as _;
 
 use super::peer::{Leader, Peers};
 use super::reads::Raft;
+use crate::telemetry::events;
 
 /// Keeps what is said to peers in step with the membership, tells when this node
 /// is a member no more, and ends a change that a leader left halfway.
@@ -23,7 +24,11 @@ pub(super) async fn keep(raft: Raft, peers: Peers, leader: Leader) {
             .collect();
         let is_member = members.contains_key(&metrics.id);
         if was_member && !is_member {
-            tracing::warn!("This node is not a member of the cluster any more; it may be stopped");
+            tracing::warn!(
+                MESSAGE_ID = events::NODE_REMOVED,
+                ASPEN_MEMBER = metrics.id,
+                "This node is not a member of the cluster any more; it may be stopped"
+            );
         }
         was_member = is_member;
         let at = stored.log_id().as_ref().map(|id| id.index());

@@ -7,6 +7,7 @@
 //! - `peer`: what nodes say to each other. `copies`: of the state machine.
 //! - `start`: what is checked before consensus starts; `join`: the cluster that
 //!   it then forms or finds.
+//! - `watcher`: who leads and who is a member, told when it changes.
 //! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
 //!   log is shortened; `lead`: how leadership is handed over;
 //!   `members`: how members come and go; `keeper`: what each node does then.
@@ -41,6 +42,7 @@ mod suite;
 #[cfg(test)]
 mod tests;
 mod types;
+mod watcher;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -50,7 +52,7 @@ use self::machine::Condition;
 use crate::format::entry::Outcome;
 use crate::format::record::LogId;
 use crate::storage::log::Log;
-use crate::storage::space::Space;
+use crate::storage::space::{Free, Space};
 use crate::storage::{Sizes, StorageError};
 
 pub use self::node::{Node, Options};
@@ -272,6 +274,8 @@ pub struct Status {
     pub sizes: Sizes,
     /// What the log takes, in bytes.
     pub log_bytes: u64,
+    /// The file system of the data directory; `None` where it cannot be asked.
+    pub disk: Option<Free>,
     /// Why no write is taken at the moment, if so.
     pub full: Option<String>,
     /// Why this node cannot go on, if so: it exits soon.

@@ -25,7 +25,7 @@ use super::start::StartError;
 use super::types::to_log_id;
 use super::{
     Backup, Consistency, Gate, LEADER_TIME, Member, RequestError, SnapshotDone, Status, Written,
-    compact, keeper, lead,
+    compact, keeper, lead, watcher,
 };
 use crate::certificate::TlsError;
 use crate::config::settings::{PeerFiles, Secret};
@@ -35,6 +35,7 @@ use crate::format::record::LogId;
 use crate::layout::DataDir;
 use crate::storage::space::Space;
 use crate::storage::{Checkpoint, Contents, Page, Range, StateMachine, StorageError};
+use crate::telemetry::events;
 
 /// How often a node looks whether consensus has failed.
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
@@ -86,6 +87,7 @@ struct Inner {
     keeping: AbortHandle,
     service: Arc<Service>,
     listening: AbortHandle,
+    watching: AbortHandle,
 }
 
 impl Node {
@@ -157,6 +159,7 @@ impl Node {
         let keeping = keeper::keep(raft.clone(), peers.clone(), leader.clone());
         let keeping = tokio::spawn(keeping).abort_handle();
         let compaction = compact::start(&raft, &log, state_machine.backend(), options.log_keep);
+        let watching = watcher::start(&raft, options.id);
         let reads = Reads::start(&leader, &state_machine, options.readers);
         Ok(Self(Arc::new(Inner {
             options,
@@ -171,6 +174,7 @@ impl Node {
             keeping,
             service,
             listening: listening.abort_handle(),
+            watching,
         })))
     }
 
@@ -322,6 +326,7 @@ impl Node {
             backend: node.state_machine.backend(),
             sizes: node.state_machine.sizes(),
             log_bytes: node.gate.log.file_bytes(),
+            disk: node.gate.space.free(),
             full: node.gate.full(),
             failed: metrics.running_state.err().map(|fatal| fatal.to_string()),
         }
@@ -343,12 +348,19 @@ impl Node {
                 return tracing::info!("Leadership is not handed over: {why}");
             }
             Err(refusal) => {
-                tracing::warn!("Leadership was not handed over in time: {refusal:?}");
+                tracing::warn!(
+                    MESSAGE_ID = events::LEADERSHIP_NOT_HANDED_OVER,
+                    ASPEN_TERM = raft.metrics().borrow_watched().current_term,
+                    "Leadership was not handed over in time: {refusal:?}"
+                );
             }
         }
         // It may have led until a moment ago.
         if timeout(ANSWER_TIME, leader.answered()).await.is_err() {
-            tracing::warn!("Writes of other nodes' were still under way after {ANSWER_TIME:?}");
+            tracing::warn!(
+                MESSAGE_ID = events::REQUESTS_CUT_OFF,
+                "Writes of other nodes' were still under way after {ANSWER_TIME:?}"
+            );
         }
     }
 
@@ -377,7 +389,7 @@ impl Node {
     /// # Errors
     /// When it cannot be used; the one in use stays.
     pub fn renew_certificate(&self, files: &PeerFiles) -> Result<(), TlsError> {
-        peer::warn_of(&self.0.peers.local().renew(files)?);
+        peer::warn_of(files, &self.0.peers.local().renew(files)?);
         Ok(())
     }
 
@@ -391,9 +403,13 @@ impl Node {
         node.keeping.abort();
         node.service.leave().await;
         node.listening.abort();
+        node.watching.abort();
         node.gate.condition.stopping.store(true, Ordering::Relaxed);
         if node.raft.shutdown().await.is_err() {
-            tracing::error!("Consensus did not end in order");
+            tracing::error!(
+                MESSAGE_ID = events::REQUESTS_CUT_OFF,
+                "Consensus did not end in order"
+            );
         }
         let (log, machine) = (node.gate.log.clone(), Arc::clone(&node.state_machine));
         let closed = spawn_blocking(move || {

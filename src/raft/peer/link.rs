@@ -19,7 +19,7 @@ use super::grpc::{self, Http2};
 use super::handshake::{self, HandshakeError};
 use super::{CONNECT_TIME, FLOW_BYTES, Local, PING_INTERVAL, PING_TIME, Said};
 use crate::format::peer::{Answer, Call, decode, encode};
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, events};
 
 /// Why a peer did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -232,7 +232,12 @@ impl Peers {
         match dialed.unwrap_or_else(|_| Err(too_slow().into())) {
             Ok(http) => {
                 if self.0.said.is_news(&whom, "") {
-                    tracing::info!("Node {whom} is connected");
+                    tracing::info!(
+                        MESSAGE_ID = events::PEER_CONNECTED,
+                        ASPEN_MEMBER = id,
+                        ASPEN_PEER_ADDRESS = address,
+                        "Node {whom} is connected"
+                    );
                 }
                 Ok(Link { id, http })
             }
@@ -244,7 +249,12 @@ impl Peers {
                 };
                 let text = Chain(&error).to_string();
                 if self.0.said.is_news(&whom, &text) {
-                    tracing::warn!("{text}; this is tried again and again");
+                    tracing::warn!(
+                        MESSAGE_ID = events::PEER_UNREACHABLE,
+                        ASPEN_MEMBER = id,
+                        ASPEN_PEER_ADDRESS = address,
+                        "{text}; this is tried again and again"
+                    );
                 }
                 Err(error)
             }

@@ -22,7 +22,7 @@ use crate::certificate::TlsError;
 use crate::config::settings::PeerFiles;
 use crate::raft::start::{self, Identity, StartError};
 use crate::storage::log::Log;
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, events};
 
 /// Most nodes that are remembered: many times what a cluster ever has.
 const MOST_MET: usize = 1024;
@@ -196,7 +196,11 @@ impl Local {
         if state.barred.is_none() {
             state.barred = Some(why.to_owned());
             drop(state);
-            tracing::error!("This node takes no part in the cluster: {why}");
+            tracing::error!(
+                MESSAGE_ID = events::NODE_BARRED,
+                ASPEN_MEMBER = self.id,
+                "This node takes no part in the cluster: {why}"
+            );
         }
     }
 
@@ -214,6 +218,8 @@ impl Local {
             state.removed_at = Some(at);
             drop(state);
             tracing::warn!(
+                MESSAGE_ID = events::NODE_REMOVED,
+                ASPEN_MEMBER = self.id,
                 "This node is not a member of the cluster any more (since entry {at}); stop it, \
                  or add it again with POST /admin/members on a member"
             );

@@ -58,6 +58,7 @@ pub(super) use self::server::{has_others, listen, serve};
 pub(super) use self::service::Service;
 pub(super) use self::snapshot::{Receiver, send as send_snapshot};
 
+use crate::config::settings::PeerFiles;
 use crate::telemetry::events;
 
 /// Most bytes of one message. Requests over 8 MiB do not enter the log, but
@@ -90,9 +91,13 @@ const PING_TIME: Duration = Duration::from_secs(4);
 const APPEND_TIME: Duration = Duration::from_secs(5);
 
 /// Tells what is doubtful about the certificate.
-pub(super) fn warn_of(doubts: &[String]) {
+pub(super) fn warn_of(files: &PeerFiles, doubts: &[String]) {
     for doubt in doubts {
-        tracing::warn!(MESSAGE_ID = events::CERTIFICATE_DOUBTFUL, "{doubt}");
+        tracing::warn!(
+            MESSAGE_ID = events::CERTIFICATE_DOUBTFUL,
+            ASPEN_CERTIFICATE = %files.certificate.display(),
+            "{doubt}"
+        );
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     Service, reason,
 };
 use crate::raft::start::StartError;
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, events};
 
 /// How long nobody is let in when the system cannot take another connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -72,7 +72,12 @@ async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> 
     loop {
         match listen(address).await {
             Ok(listener) => return Some(listener),
-            Err(error) => tracing::error!("{}; this is tried again", Chain(&error)),
+            Err(error) => tracing::error!(
+                MESSAGE_ID = events::PEER_LISTENER_FAILED,
+                ASPEN_PEER_ADDRESS = %address,
+                "{}; this is tried again",
+                Chain(&error)
+            ),
         }
         tokio::time::sleep(RETRY).await;
     }
@@ -129,7 +134,11 @@ async fn connection(
             let text = Chain(&error).to_string();
             // Others may come from the same address, and be refused for another reason.
             if said.is_news(&format!("{whom} {}", reason(&text)), "") {
-                tracing::warn!("A peer at {whom} was refused: {text}");
+                tracing::warn!(
+                    MESSAGE_ID = events::PEER_REFUSED,
+                    ASPEN_PEER_ADDRESS = whom,
+                    "A peer at {whom} was refused: {text}"
+                );
             }
             return;
         }

@@ -23,6 +23,7 @@ use super::{Confirmation, Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snaps
 use crate::format::peer::{Answer, Call, Candidacy, Transferred, decode, encode};
 use crate::raft::reads::Raft;
 use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
+use crate::telemetry::events;
 
 /// How long others may take to hear that a connection closes.
 const LEAVE_TIME: Duration = Duration::from_secs(1);
@@ -118,7 +119,11 @@ impl Service {
         let message = messages.message().await?;
         let message = message.ok_or_else(|| Status::invalid_argument("no message"))?;
         let call = decode::<Call>(&message).map_err(|error| {
-            tracing::warn!("Node {from} sent a request that was refused: {error}");
+            tracing::warn!(
+                MESSAGE_ID = events::PEER_MISUNDERSTOOD,
+                ASPEN_MEMBER = from,
+                "Node {from} sent a request that was refused: {error}"
+            );
             Status::invalid_argument(error.to_string())
         })?;
         let answer = self.carry_out(from, call).await?;
@@ -209,7 +214,11 @@ fn voted(response: &VoteResponse<Types>) -> Answer {
 }
 
 fn refused(from: u64, what: &str) -> Status {
-    tracing::warn!("Node {from} sent {what}");
+    tracing::warn!(
+        MESSAGE_ID = events::PEER_MISUNDERSTOOD,
+        ASPEN_MEMBER = from,
+        "Node {from} sent {what}"
+    );
     Status::invalid_argument(what)
 }
 
