@@ -74,6 +74,16 @@ impl Client {
     }
 }
 
+/// A machine without power closes no connection: ask the kernel to find out.
+fn notice_death(stream: &TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    setsockopt(stream, sockopt::KeepAlive, &true).unwrap();
+    setsockopt(stream, sockopt::TcpKeepIdle, &1).unwrap();
+    setsockopt(stream, sockopt::TcpKeepInterval, &1).unwrap();
+    setsockopt(stream, sockopt::TcpKeepCount, &4).unwrap();
+    setsockopt(stream, sockopt::TcpUserTimeout, &4000).unwrap();
+}
+
 /// An answer, and whether the connection can be used again.
 fn receive(from: &mut impl io::BufRead) -> io::Result<(Answer, bool)> {
     let mut head = String::new();
