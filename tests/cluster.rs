@@ -111,10 +111,7 @@ fn a_node_of_another_cluster_is_refused_and_both_logs_say_so_once() {
     members[1] = members[1].replace(":7000", ":7001");
     let mut stranger = cluster.launch(3, &members).start();
     stranger.ready();
-    let said = |id: u64, what: &str| {
-        let log = std::fs::read_to_string(cluster.log(id)).unwrap();
-        log.matches(what).count()
-    };
+    let said = |id: u64, what: &str| cluster.said(id, what);
     let (refused, refuses) = (
         "reached: refused: this is cluster",
         "was refused: this is cluster",

@@ -1,7 +1,8 @@
 //! Whatever a body holds, it is refused or becomes a write within the limits.
 #![no_main]
 
-use aspen::format::entry::Request;
+use aspen::format::entry::Plain;
+use aspen::format::idempotency;
 use aspen::http::{input, limits};
 use libfuzzer_sys::fuzz_target;
 
@@ -12,14 +13,17 @@ fuzz_target!(|bytes: &[u8]| {
             && value.len() <= limits::MAX_VALUE_BYTES
     };
     match input::set("k".to_owned(), bytes) {
-        Ok(Request::Set { key, value } | Request::CompareAndSet { key, value, .. }) => {
+        Ok(Plain::Set { key, value } | Plain::CompareAndSet { key, value, .. }) => {
             assert!(fits(&key, &value));
         }
         Ok(other) => panic!("{other}"),
         Err(_) => {}
     }
+    if let Ok(key) = input::idempotency_key(bytes) {
+        assert!(!key.is_empty() && key.len() <= idempotency::MAX_KEY_BYTES);
+    }
     match input::batch(bytes) {
-        Ok(Request::Batch { set, delete }) => {
+        Ok(Plain::Batch { set, delete }) => {
             assert!(set.iter().all(|(key, value)| fits(key, value)));
             assert!(set.len() + delete.len() <= limits::MAX_BATCH_KEYS);
         }

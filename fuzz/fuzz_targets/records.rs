@@ -2,6 +2,7 @@
 #![no_main]
 
 use aspen::format::entry::{Entry, Vote};
+use aspen::format::idempotency::Record;
 use aspen::format::record;
 use libfuzzer_sys::fuzz_target;
 
@@ -9,6 +10,12 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(entry) = Entry::decode(bytes) {
         let again = Entry::decode(&entry.encode().expect("encodes"));
         assert_eq!(again.expect("decodes"), entry);
+    }
+    if let Ok(remembered) = Record::decode(bytes) {
+        assert_eq!(remembered.encode().expect("encodes"), bytes);
+        // However damaged, its numbers do not end the node.
+        let next = Record::after(Some(&remembered), "key", 0, remembered.result.clone());
+        let _ = next.displaces(&remembered);
     }
     if let Ok(vote) = Vote::decode(bytes) {
         assert_eq!(vote.encode().expect("encodes"), bytes);

@@ -47,10 +47,17 @@ pub enum Payload {
     Membership(Membership),
 }
 
-/// A change of the data. It was validated before it entered the log: applying
+/// What a write asks for. It was validated before it entered the log: applying
 /// it cannot fail.
+pub type Request = Change<Box<Idempotent>>;
+
+/// A write that asks for nothing but a change of the data.
+pub type Plain = Change<Never>;
+
+/// A change of the data, or what is made of one: `O`, which in turn holds a
+/// change that is nothing else, so that no record nests deeper than this.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Request {
+pub enum Change<O> {
     /// Sets one key.
     Set {
         /// The key.
@@ -84,12 +91,69 @@ pub enum Request {
         /// Keys to remove.
         delete: Vec<String>,
     },
+    /// Another change, once.
+    Idempotent(O),
+}
+
+/// A change that is made once, however often it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotent {
+    /// The client's name for this request, as [`idempotency`](super::idempotency) takes it.
+    pub key: String,
+    /// xxh3-128 of the change's bytes: tells a repetition from another request
+    /// under the same key. It is part of the entry, so that all nodes agree on it.
+    pub fingerprint: u128,
+    /// The change.
+    pub change: Plain,
+}
+
+/// There is none: a change of this kind is one of the plain ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Never {}
+
+impl Idempotent {
+    /// The request that makes `change` once under `key`.
+    ///
+    /// # Errors
+    /// Never for what can be built in memory; bincode's signature has it.
+    pub fn new(key: String, change: Plain) -> Result<Self, RecordError> {
+        let fingerprint = xxhash_rust::xxh3::xxh3_128(&record::encode("request", &change)?);
+        Ok(Self {
+            key,
+            fingerprint,
+            change,
+        })
+    }
+}
+
+impl From<Plain> for Request {
+    fn from(plain: Plain) -> Self {
+        match plain {
+            Change::Set { key, value } => Self::Set { key, value },
+            Change::SetMulti { pairs } => Self::SetMulti { pairs },
+            Change::Delete { key } => Self::Delete { key },
+            Change::CompareAndSet { key, expect, value } => {
+                Self::CompareAndSet { key, expect, value }
+            }
+            Change::Batch { set, delete } => Self::Batch { set, delete },
+            Change::Idempotent(never) => match never {},
+        }
+    }
 }
 
 impl Request {
     /// Bytes of its keys and values.
     #[must_use]
     pub fn bytes(&self) -> usize {
+        self.bytes_with(|once| {
+            let change = once.change.bytes_with(|never| match *never {});
+            once.key.len() + change
+        })
+    }
+}
+
+impl<O> Change<O> {
+    fn bytes_with(&self, other: impl FnOnce(&O) -> usize) -> usize {
         let all = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| k.len() + v.len()).sum();
         match self {
             Self::Set { key, value } => key.len() + value.len(),
@@ -99,12 +163,13 @@ impl Request {
                 key.len() + expect.as_ref().map_or(0, String::len) + value.len()
             }
             Self::Batch { set, delete } => all(set) + delete.iter().map(String::len).sum::<usize>(),
+            Self::Idempotent(once) => other(once),
         }
     }
 }
 
 /// The kind and size only: keys and values belong into no log.
-impl fmt::Display for Request {
+impl<O: fmt::Display> fmt::Display for Change<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Set { .. } => f.write_str("set"),
@@ -114,7 +179,20 @@ impl fmt::Display for Request {
             Self::Batch { set, delete } => {
                 write!(f, "batch of {} keys", set.len() + delete.len())
             }
+            Self::Idempotent(once) => once.fmt(f),
         }
+    }
+}
+
+impl fmt::Display for Idempotent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, once", self.change)
+    }
+}
+
+impl fmt::Display for Never {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {}
     }
 }
 
@@ -131,6 +209,22 @@ pub enum Outcome {
         /// What the key holds.
         current: Option<String>,
     },
+    /// An idempotent request had been applied before; nothing was done again.
+    ReplayedDone {
+        /// The entry that applied it.
+        index: u64,
+        /// Number of keys that existed and were gone then.
+        deleted: u64,
+    },
+    /// The same, where it had found something else and changed nothing.
+    ReplayedConflict {
+        /// The entry that found it.
+        index: u64,
+        /// What the key held.
+        current: Option<String>,
+    },
+    /// Another request had the same idempotency key; nothing was done.
+    KeyReused,
 }
 
 impl Entry {
@@ -240,6 +334,64 @@ mod tests {
             Payload::Membership(Membership::default()),
             &[&2_u32.to_le_bytes(), &[0; 16]],
         );
+        let delete = Change::Delete { key: "k".into() };
+        let once = Idempotent::new("once".into(), delete).unwrap();
+        let fingerprint = [
+            101, 1, 202, 205, 96, 6, 65, 19, 210, 226, 133, 245, 205, 39, 107, 80,
+        ];
+        golden(
+            Payload::Normal(Request::Idempotent(Box::new(once))),
+            &[
+                &normal(5),
+                &text("once"),
+                &fingerprint,
+                &2_u32.to_le_bytes(),
+                &text("k"),
+            ],
+        );
+    }
+
+    /// A record that nests without end would be read until the stack is used up.
+    #[test]
+    fn a_request_that_is_to_happen_once_holds_a_plain_one() {
+        let once = [&5_u32.to_le_bytes()[..], &text(""), &[0; 16]].concat();
+        let nested = [
+            position(),
+            1_u32.to_le_bytes().to_vec(),
+            once.repeat(100_000),
+        ];
+        assert!(Entry::decode(&nested.concat()).is_err());
+    }
+
+    #[test]
+    fn the_fingerprint_depends_on_every_part_of_the_change_and_not_on_the_key() {
+        let fingerprint = |key: &str, change: Plain| {
+            let once = Idempotent::new(key.to_owned(), change);
+            once.unwrap().fingerprint
+        };
+        let set = |key: &str, value: &str| Change::Set {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        };
+        let compare = |expect: Option<&str>| Change::CompareAndSet {
+            key: "a".into(),
+            expect: expect.map(str::to_owned),
+            value: "b".into(),
+        };
+        let first = fingerprint("1", set("a", "b"));
+        assert_eq!(fingerprint("2", set("a", "b")), first);
+        let others = [
+            set("ab", ""),
+            set("", "ab"),
+            compare(None),
+            compare(Some("")),
+            Change::Delete { key: "a".into() },
+        ];
+        let mut all: Vec<_> = others.map(|change| fingerprint("1", change)).into();
+        all.push(first);
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 6);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 pub mod digest;
 pub mod entry;
 pub mod header;
+pub mod idempotency;
 pub mod peer;
 pub mod record;
 pub mod sqlite;

@@ -92,6 +92,8 @@ pub enum Call {
     ReadIndex,
     /// What an operator wants, for the leader; answered by [`Answer::Commanded`].
     Command(Command),
+    /// As [`Call::ReadIndex`], confirmed by the leader's lease.
+    LeaseRead,
 }
 
 /// What an operator wants the leader to do.

@@ -1,8 +1,8 @@
 //! The SQLite state machine: its schema and how it is opened.
 //!
 //! The three tables are those of legacy nodes, so that old and new files and
-//! every query in the `sqlite3` shell go on working. `aspen_migrations` is
-//! ours; a file that a legacy node made lacks it.
+//! every query in the `sqlite3` shell go on working. `aspen_migrations` and
+//! `aspen_idempotency` are ours; a file that a legacy node made lacks them.
 //!
 //! Table kind and page size were chosen by measuring bulk load and random
 //! single-row writes (`benches/layout.rs`; figures in `docs/benchmarks.md`):
@@ -24,6 +24,8 @@ pub const KV: &str = "state_machine_kv";
 pub const META: &str = "state_machine_meta";
 /// One row for each migration that made this file.
 pub const MIGRATIONS: &str = "aspen_migrations";
+/// One row for each idempotent write that is remembered, by the index of its entry.
+pub const IDEMPOTENCY: &str = "aspen_idempotency";
 
 /// Bytes of a page in the files that we make, as in legacy ones.
 pub const PAGE_BYTES: u32 = 4096;
@@ -51,6 +53,14 @@ CREATE TABLE IF NOT EXISTS aspen_migrations(
   completed_at TEXT NOT NULL,
   source_fingerprint TEXT NOT NULL,
   record TEXT NOT NULL
+);";
+
+/// The statement that makes the table of idempotent writes, when there is the first.
+pub const IDEMPOTENCY_SCHEMA: &str = "\
+CREATE TABLE IF NOT EXISTS aspen_idempotency(
+  log_index INTEGER PRIMARY KEY,
+  key TEXT NOT NULL UNIQUE,
+  record BLOB NOT NULL
 );";
 
 /// A state machine file that cannot be opened.
@@ -216,4 +226,35 @@ pub fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<Vec<u
         .prepare_cached("SELECT value FROM state_machine_meta WHERE key = ?1")?
         .query_row([key], |row| row.get(0))
         .optional()
+}
+
+/// Hands every remembered idempotent write to `sink`, in the order of the log:
+/// the index of its entry, the client's key, its record. An error ends the walk.
+///
+/// # Errors
+/// When the table cannot be read; that it is not there is none.
+pub fn scan_idempotency<E>(
+    connection: &Connection,
+    mut sink: impl FnMut(u64, &str, &[u8]) -> Result<(), E>,
+) -> rusqlite::Result<()> {
+    if !has_table(connection, IDEMPOTENCY)? {
+        return Ok(());
+    }
+    let mut select = connection
+        .prepare("SELECT log_index, key, record FROM aspen_idempotency ORDER BY log_index")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let index = row.get::<_, i64>(0)?.unsigned_abs();
+        let (key, record) = (row.get_ref(1)?.as_str()?, row.get_ref(2)?.as_blob()?);
+        if sink(index, key, record).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// An index of the log as SQLite takes it; the log ends long before the largest.
+#[must_use]
+pub fn log_index(index: u64) -> i64 {
+    i64::try_from(index).unwrap_or(i64::MAX)
 }

@@ -13,3 +13,10 @@ pub const RAFT_LOG: &str = "raft_log";
 /// In the log's own file vote, committed and purged position: `&str` to
 /// `&[u8]`. Legacy nodes made it in the state machine too, always empty.
 pub const RAFT_META: &str = "raft_meta";
+/// What idempotent writes did, `u64` to `(&str, &[u8])`: the index of the entry
+/// to the client's key and the record, as [`idempotency`](super::idempotency)
+/// encodes it. Made with the first such write; legacy nodes have none.
+pub const IDEMPOTENCY: &str = "aspen_idempotency";
+/// Where to find them by the client's key, `&str` to `u64`: derived data, made anew
+/// with each copy.
+pub const IDEMPOTENCY_KEYS: &str = "aspen_idempotency_keys";

@@ -57,6 +57,7 @@ macro_rules! codes {
 codes! {
     BadRequest = BAD_REQUEST "bad_request" "The path, the query or the body is not understood.";
     InvalidKey = BAD_REQUEST "invalid_key" "The key to be written is empty or holds U+0000.";
+    InvalidIdempotencyKey = BAD_REQUEST "invalid_idempotency_key" "The Idempotency-Key is none: see the description of the header.";
     DuplicateKey = BAD_REQUEST "duplicate_key" "A key stands twice in the batch.";
     Unauthorized = UNAUTHORIZED "unauthorized" "A token is needed, or the one given is not known.";
     Forbidden = FORBIDDEN "forbidden" "The token does not allow this.";
@@ -74,6 +75,7 @@ codes! {
     BatchTooLarge = PAYLOAD_TOO_LARGE "batch_too_large" "The batch holds too many keys, or too much altogether.";
     PathTooLong = URI_TOO_LONG "key_too_long" "The key in the path is too long to be written.";
     NotJson = UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "The body is not declared as application/json.";
+    IdempotencyKeyReused = UNPROCESSABLE_ENTITY "idempotency_key_reused" "Another request was sent with the same Idempotency-Key; nothing was done.";
     Busy = TOO_MANY_REQUESTS "busy" "As many of these as the node carries out at a time are under way.";
     Storage = INTERNAL_SERVER_ERROR "storage_failed" "The state machine failed; the reason is in the node's log.";
     Unavailable = SERVICE_UNAVAILABLE "unavailable" "The node is starting, migrating or stopping.";
@@ -82,7 +84,7 @@ codes! {
     NotYet = SERVICE_UNAVAILABLE "not_yet" "It is under way and not done yet; the same request again goes on with it.";
     Overloaded = SERVICE_UNAVAILABLE "overloaded" "The node has as much to do as its memory allows; nothing was done.";
     Timeout = GATEWAY_TIMEOUT "timeout" "The read was not confirmed in time.";
-    Unconfirmed = GATEWAY_TIMEOUT "unconfirmed" "The write was not confirmed in time: it may still happen. Read before writing again.";
+    Unconfirmed = GATEWAY_TIMEOUT "unconfirmed" "The write was not confirmed in time: it may still happen. Read before writing again, or use an Idempotency-Key.";
     CommandUnconfirmed = GATEWAY_TIMEOUT "unconfirmed" "The leader did not answer in time: it may still happen. Look at /status before asking again.";
     DiskFull = INSUFFICIENT_STORAGE "disk_full" "The disk is nearly full; nothing was done, and reads go on.";
 }
@@ -200,6 +202,7 @@ impl From<RequestError> for ApiError {
             RequestError::NoLeader => Code::NoLeader,
             RequestError::DiskFull(_) => Code::DiskFull,
             RequestError::Unconfirmed => Code::Unconfirmed,
+            RequestError::KeyReused => Code::IdempotencyKeyReused,
             RequestError::Timeout => Code::Timeout,
             RequestError::Stopping => Code::Unavailable,
             RequestError::Storage(_) => Code::Storage,
@@ -273,6 +276,12 @@ mod tests {
                 false,
             ),
             (RequestError::Unconfirmed, 504, "unconfirmed", false),
+            (
+                RequestError::KeyReused,
+                422,
+                "idempotency_key_reused",
+                false,
+            ),
             (RequestError::Timeout, 504, "timeout", false),
             (RequestError::Stopping, 503, "unavailable", true),
             (storage, 500, "storage_failed", false),

@@ -12,6 +12,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use serde::de::value::MapAccessDeserializer;
@@ -21,10 +22,11 @@ use utoipa::ToSchema;
 
 use super::error::{ApiError, Code};
 use super::limits::{
-    MAX_BATCH_BYTES, MAX_BATCH_KEYS, MAX_KEY_BYTES, MAX_PAGE, MAX_PAGE_BYTES, MAX_VALUE_BYTES,
-    USUAL_PAGE,
+    MAX_BATCH_BYTES, MAX_BATCH_KEYS, MAX_KEY_BYTES, MAX_LAG_MS, MAX_PAGE, MAX_PAGE_BYTES,
+    MAX_VALUE_BYTES, USUAL_PAGE,
 };
-use crate::format::entry::Request;
+use crate::format::entry::Plain;
+use crate::format::idempotency;
 use crate::raft::Consistency;
 use crate::storage::Range;
 
@@ -131,15 +133,15 @@ pub fn key(path: &str) -> Result<String, ApiError> {
 /// # Errors
 /// When the key must not be written, the body is not understood, or a value is
 /// over its limit.
-pub fn set(key: String, bytes: &[u8]) -> Result<Request, ApiError> {
+pub fn set(key: String, bytes: &[u8]) -> Result<Plain, ApiError> {
     check_key(&key, Code::PathTooLong)?;
     let SetBody { value, expect } = body(bytes)?;
     check_value(&value)?;
     Ok(match expect {
-        None => Request::Set { key, value },
+        None => Plain::Set { key, value },
         Some(expect) => {
             expect.as_deref().map_or(Ok(()), check_value)?;
-            Request::CompareAndSet { key, expect, value }
+            Plain::CompareAndSet { key, expect, value }
         }
     })
 }
@@ -149,7 +151,7 @@ pub fn set(key: String, bytes: &[u8]) -> Result<Request, ApiError> {
 /// # Errors
 /// When the body is not understood, a key must not be written or stands twice,
 /// or a limit is passed.
-pub fn batch(bytes: &[u8]) -> Result<Request, ApiError> {
+pub fn batch(bytes: &[u8]) -> Result<Plain, ApiError> {
     let BatchBody { set, delete } = body(bytes)?;
     let count = set.len() + delete.len();
     if count > MAX_BATCH_KEYS {
@@ -178,7 +180,47 @@ pub fn batch(bytes: &[u8]) -> Result<Request, ApiError> {
     }
     let set = set.into_iter().map(|Object(pair)| (pair.key, pair.value));
     let set = set.collect();
-    Ok(Request::Batch { set, delete })
+    Ok(Plain::Batch { set, delete })
+}
+
+/// The key in an `Idempotency-Key`: a string as structured fields have it
+/// (RFC 8941, 3.3.3), in quotes, or the same without quotes where it needs none.
+///
+/// # Errors
+/// When it is neither, empty, or over [`idempotency::MAX_KEY_BYTES`].
+pub fn idempotency_key(field: &[u8]) -> Result<String, ApiError> {
+    let key = match field {
+        [b'"', quoted @ .., b'"'] => unquoted(quoted),
+        bare => {
+            let is_bare = |byte: &u8| byte.is_ascii_graphic() && !b"\"\\,;".contains(byte);
+            bare.iter().all(is_bare).then(|| bare.to_vec())
+        }
+    };
+    let key = key.filter(|key| (1..=idempotency::MAX_KEY_BYTES).contains(&key.len()));
+    key.and_then(|key| String::from_utf8(key).ok())
+        .ok_or_else(|| {
+            let most = idempotency::MAX_KEY_BYTES;
+            let message = format!(
+                "the Idempotency-Key is no string of 1 to {most} printable ASCII characters, \
+                 such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\""
+            );
+            ApiError::new(Code::InvalidIdempotencyKey, message)
+        })
+}
+
+/// What stands between the quotes of a string.
+fn unquoted(quoted: &[u8]) -> Option<Vec<u8>> {
+    let mut key = Vec::with_capacity(quoted.len());
+    let mut bytes = quoted.iter();
+    while let Some(&byte) = bytes.next() {
+        key.push(match byte {
+            b'\\' => *bytes.next().filter(|byte| b"\"\\".contains(byte))?,
+            b'"' => return None,
+            b' '..=b'~' => byte,
+            _ => return None,
+        });
+    }
+    Some(key)
 }
 
 /// Who shall lead, if the body says so.
@@ -218,8 +260,8 @@ fn check_value(value: &str) -> Result<(), ApiError> {
 /// # Errors
 /// When the query is not understood.
 pub fn consistency(query: Option<&str>) -> Result<Consistency, ApiError> {
-    let [consistency] = parameters(query, ["consistency"])?;
-    parse_consistency(consistency.as_deref())
+    let [consistency, max_lag] = parameters(query, ["consistency", "max_lag"])?;
+    parse_consistency(consistency.as_deref(), max_lag.as_deref())
 }
 
 /// Which page is asked for, and how fresh.
@@ -227,8 +269,9 @@ pub fn consistency(query: Option<&str>) -> Result<Consistency, ApiError> {
 /// # Errors
 /// When the query is not understood.
 pub fn range(query: Option<&str>) -> Result<(Range, Consistency), ApiError> {
-    let names = ["prefix", "after", "limit", "consistency"];
-    let [prefix, after, limit, consistency] = parameters(query, names)?;
+    let names = ["prefix", "after", "limit", "consistency", "max_lag"];
+    let [prefix, after, limit, consistency, max_lag] = parameters(query, names)?;
+    let consistency = parse_consistency(consistency.as_deref(), max_lag.as_deref())?;
     let limit = match limit {
         None => USUAL_PAGE,
         Some(text) => {
@@ -245,7 +288,7 @@ pub fn range(query: Option<&str>) -> Result<(Range, Consistency), ApiError> {
         limit,
         max_bytes: MAX_PAGE_BYTES,
     };
-    Ok((range, parse_consistency(consistency.as_deref())?))
+    Ok((range, consistency))
 }
 
 /// Whether more is asked for than a word: `?verbose`, as Kubernetes has it.
@@ -270,12 +313,29 @@ pub fn nothing(query: Option<&str>) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn parse_consistency(text: Option<&str>) -> Result<Consistency, ApiError> {
-    match text {
-        None | Some("linearizable") => Ok(Consistency::Linearizable),
-        Some("stale") => Ok(Consistency::Stale),
-        Some(_) => Err(ApiError::bad_request(
-            "consistency is neither linearizable nor stale",
+fn parse_consistency(
+    consistency: Option<&str>,
+    max_lag: Option<&str>,
+) -> Result<Consistency, ApiError> {
+    match (consistency, max_lag) {
+        (None | Some("linearizable"), None) => Ok(Consistency::Linearizable),
+        (Some("lease"), None) => Ok(Consistency::Lease),
+        (Some("stale"), None) => Ok(Consistency::Stale),
+        (Some("stale"), Some(text)) => {
+            let lag = text.parse().ok();
+            let lag = lag.filter(|lag| (0..=MAX_LAG_MS).contains(lag));
+            let lag = lag.map(Duration::from_millis).map(Consistency::Bounded);
+            lag.ok_or_else(|| {
+                let message =
+                    format!("max_lag is not a number of milliseconds from 0 to {MAX_LAG_MS}");
+                ApiError::bad_request(message)
+            })
+        }
+        (None | Some("linearizable" | "lease"), Some(_)) => Err(ApiError::bad_request(
+            "max_lag means something with consistency=stale only: other reads have no lag",
+        )),
+        (Some(_), _) => Err(ApiError::bad_request(
+            "consistency is neither linearizable nor lease nor stale",
         )),
     }
 }

@@ -5,18 +5,24 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, Code, Conflict};
 use super::limits::{NODE_TIME, Taken};
-use super::openapi::{ReadKey, RemoveKey, WriteKey};
+use super::openapi::{Freshness, OnceHeader, ReadKey, RemoveKey, WriteKey};
 use super::{Shared, answer, input};
-use crate::format::entry::{Outcome, Request as Write};
+use crate::format::entry::{Idempotent, Outcome, Plain, Request as Write};
 use crate::raft::{Node, RequestError, Written};
+
+/// The client's name for a write, so that a repetition changes nothing again
+/// (<https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/>).
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Whether the answer is that of an earlier request with the same key.
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// A key and its value.
 #[derive(Serialize, ToSchema)]
@@ -50,7 +56,7 @@ pub(super) struct Removed {
 #[utoipa::path(get, path = "/api/kv/{*key}", tag = "keys",
     params(
         ("key" = String, Path, description = "May hold slashes; anything else percent-encoded"),
-        ("consistency" = Option<String>, Query, description = "`linearizable`, the default, or `stale`: what this node has applied", pattern = "^(linearizable|stale)$"),
+        Freshness,
     ),
     responses((status = 200, description = "The key exists", body = Pair), ReadKey))]
 pub(super) async fn get(State(shared): State<Shared>, uri: Uri) -> Result<Response, ApiError> {
@@ -66,10 +72,14 @@ pub(super) async fn get(State(shared): State<Shared>, uri: Uri) -> Result<Respon
 
 /// Sets a key.
 #[utoipa::path(post, path = "/api/kv/{*key}", operation_id = "post", tag = "keys",
-    params(("key" = String, Path, description = "May hold slashes; anything else percent-encoded; at most 4096 bytes without U+0000")),
+    params(
+        ("key" = String, Path, description = "May hold slashes; anything else percent-encoded; at most 4096 bytes without U+0000"),
+        OnceHeader,
+    ),
     request_body = input::SetBody,
     responses(
-        (status = 200, description = "Durable on a majority", body = WrittenBody),
+        (status = 200, description = "Durable on a majority", body = WrittenBody,
+            headers(("Idempotent-Replayed" = bool, description = "`true` when this answers an earlier request with the same Idempotency-Key; absent otherwise"))),
         (status = 409, description = "`conflict`: The key does not hold what was expected; nothing was changed.", body = Conflict),
         WriteKey,
     ))]
@@ -82,10 +92,14 @@ pub(super) async fn post(
 
 /// Sets a key; the same as POST.
 #[utoipa::path(put, path = "/api/kv/{*key}", operation_id = "put", tag = "keys",
-    params(("key" = String, Path, description = "May hold slashes; anything else percent-encoded; at most 4096 bytes without U+0000")),
+    params(
+        ("key" = String, Path, description = "May hold slashes; anything else percent-encoded; at most 4096 bytes without U+0000"),
+        OnceHeader,
+    ),
     request_body = input::SetBody,
     responses(
-        (status = 200, description = "Durable on a majority", body = WrittenBody),
+        (status = 200, description = "Durable on a majority", body = WrittenBody,
+            headers(("Idempotent-Replayed" = bool, description = "`true` when this answers an earlier request with the same Idempotency-Key; absent otherwise"))),
         (status = 409, description = "`conflict`: The key does not hold what was expected; nothing was changed.", body = Conflict),
         WriteKey,
     ))]
@@ -98,15 +112,28 @@ pub(super) async fn put(
 
 /// Removes a key.
 #[utoipa::path(delete, path = "/api/kv/{*key}", tag = "keys",
-    params(("key" = String, Path, description = "May hold slashes; anything else percent-encoded")),
-    responses((status = 200, description = "It existed and is gone, durably on a majority", body = Removed), RemoveKey))]
-pub(super) async fn delete(State(shared): State<Shared>, uri: Uri) -> Result<Response, ApiError> {
+    params(
+        ("key" = String, Path, description = "May hold slashes; anything else percent-encoded"),
+        OnceHeader,
+    ),
+    responses(
+        (status = 200, description = "It existed and is gone, durably on a majority", body = Removed,
+            headers(("Idempotent-Replayed" = bool, description = "`true` when this answers an earlier request with the same Idempotency-Key; absent otherwise"))),
+        RemoveKey,
+    ))]
+pub(super) async fn delete(
+    State(shared): State<Shared>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let node = shared.node()?;
     let key = input::key(uri.path())?;
     input::nothing(uri.query())?;
-    let write = Write::Delete { key: key.clone() };
-    let Written { index, outcome } = written(&shared, &node, write).await?;
-    match outcome {
+    let once = idempotency_key(&headers)?;
+    let write = Plain::Delete { key: key.clone() };
+    let written = written(&shared, &node, write, once).await?;
+    let index = written.index;
+    let answered = match written.outcome {
         Outcome::Done { deleted: 0 } => Err(ApiError::no_key()),
         _ => {
             let deleted = true;
@@ -119,27 +146,55 @@ pub(super) async fn delete(State(shared): State<Shared>, uri: Uri) -> Result<Res
                 },
             ))
         }
-    }
+    };
+    Ok(marked(answered, written.replayed))
 }
 
 async fn set(shared: &Shared, request: Request) -> Result<Response, ApiError> {
     let node = shared.node()?;
     let (parts, body) = request.into_parts();
     let key = input::key(parts.uri.path())?;
+    let once = idempotency_key(&parts.headers)?;
     let Taken { bytes, share } = json_body(shared, &parts, body).await?;
     let write = input::set(key, &bytes)?;
     drop(bytes);
     let echo = Echo::of(&write);
-    let Written { index, outcome } = written(shared, &node, write).await?;
-    if let Outcome::Conflict { current } = outcome {
-        return Err(ApiError::conflict(current));
+    let written = written(shared, &node, write, once).await?;
+    let answered = match written.outcome {
+        Outcome::Conflict { current } => Err(ApiError::conflict(current)),
+        _ => {
+            let bytes = echo.with(written.index);
+            Ok(match share {
+                None => answer::encoded(StatusCode::OK, bytes),
+                // The answer is about as long as the body was.
+                Some(share) => answer::held(StatusCode::OK, bytes, share),
+            })
+        }
+    };
+    Ok(marked(answered, written.replayed))
+}
+
+/// The key under which a write shall happen once.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut fields = headers.get_all(IDEMPOTENCY_KEY).iter();
+    match (fields.next(), fields.next()) {
+        (None, _) => Ok(None),
+        (Some(field), None) => input::idempotency_key(field.as_bytes()).map(Some),
+        (Some(_), Some(_)) => {
+            let message = "the request has more than one Idempotency-Key";
+            Err(ApiError::new(Code::InvalidIdempotencyKey, message))
+        }
     }
-    let bytes = echo.with(index);
-    Ok(match share {
-        None => answer::encoded(StatusCode::OK, bytes),
-        // The answer is about as long as the body was.
-        Some(share) => answer::held(StatusCode::OK, bytes, share),
-    })
+}
+
+/// Says of an answer whether it tells again what an earlier request was told.
+pub(super) fn marked(answered: Result<Response, ApiError>, replayed: bool) -> Response {
+    let mut response = answered.into_response();
+    if replayed {
+        let told = HeaderValue::from_static("true");
+        response.headers_mut().insert(IDEMPOTENT_REPLAYED, told);
+    }
+    response
 }
 
 /// The body of a request that must be JSON and has no query.
@@ -169,12 +224,21 @@ fn declared_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// Has the node carry out a write, and counts it.
+/// Has the node carry out a write, once if it has a key for that, and counts it.
 pub(super) async fn written(
     shared: &Shared,
     node: &Node,
-    write: Write,
+    write: Plain,
+    once: Option<String>,
 ) -> Result<Written, ApiError> {
+    let write = match once {
+        None => write.into(),
+        Some(key) => {
+            let once = Idempotent::new(key, write);
+            let once = once.map_err(|error| ApiError::bad_request(error.to_string()))?;
+            Write::Idempotent(Box::new(once))
+        }
+    };
     let began = Instant::now();
     let written = timeout(NODE_TIME, node.write(write)).await;
     shared.metrics().wrote(began.elapsed());
@@ -201,9 +265,9 @@ pub(super) fn sized<T: Serialize>(
 struct Echo(Vec<u8>);
 
 impl Echo {
-    fn of(write: &Write) -> Self {
+    fn of(write: &Plain) -> Self {
         let (key, value) = match write {
-            Write::Set { key, value } | Write::CompareAndSet { key, value, .. } => (key, value),
+            Plain::Set { key, value } | Plain::CompareAndSet { key, value, .. } => (key, value),
             _ => return Self(Vec::new()),
         };
         Self(answer::encode(&Pair { key, value }))
@@ -223,14 +287,12 @@ impl Echo {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use axum::http::HeaderValue;
-
     use super::*;
 
     #[test]
     fn a_write_is_answered_with_key_value_and_index() {
         let (key, value) = ("k\"".to_owned(), "v\n".to_owned());
-        let echo = Echo::of(&Write::Set { key, value });
+        let echo = Echo::of(&Plain::Set { key, value });
         let answer = String::from_utf8(echo.with(u64::MAX)).unwrap();
         let expected = r#"{"key":"k\"","value":"v\n","index":18446744073709551615}"#;
         assert_eq!(answer, expected);

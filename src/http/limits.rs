@@ -45,6 +45,10 @@ pub const MAX_PAGE: usize = 1000;
 /// Bytes of a page's keys and values, but for one pair that is longer by itself.
 pub const MAX_PAGE_BYTES: usize = 1 << 20;
 
+/// The largest `max_lag`, in milliseconds: a day. Who takes what is older wants a
+/// read without a bound.
+pub const MAX_LAG_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// Requests at the same time, health and metrics apart. HTTP/1.1 has one per
 /// connection; with `SMALL_BYTES` each way this is the memory of all small ones.
 pub const MAX_REQUESTS: usize = 1024;
@@ -56,6 +60,8 @@ const BODIES_BYTES: usize = 2 * MAX_BODY_BYTES;
 const ANSWERS_BYTES: usize = 64 << 20;
 /// Backups at the same time; each reads and writes the whole state machine.
 const MAX_BACKUPS: usize = 2;
+/// Digests at the same time; each reads the whole state machine, and holds on to its view.
+const MAX_DIGESTS: usize = 1;
 
 /// How long a body may take to arrive: 16 MiB at 5 Mbit/s.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -74,6 +80,7 @@ pub(super) struct Limits {
     bodies: Arc<Semaphore>,
     answers: Arc<Semaphore>,
     backups: Arc<Semaphore>,
+    digests: Arc<Semaphore>,
 }
 
 /// A request that is under way; counted until dropped.
@@ -100,6 +107,7 @@ impl Default for Limits {
             bodies: Arc::new(Semaphore::new(BODIES_BYTES)),
             answers: Arc::new(Semaphore::new(ANSWERS_BYTES)),
             backups: Arc::new(Semaphore::new(MAX_BACKUPS)),
+            digests: Arc::new(Semaphore::new(MAX_DIGESTS)),
         }
     }
 }
@@ -122,6 +130,15 @@ impl Limits {
         slot.map_err(|_| {
             let message =
                 format!("{MAX_BACKUPS} backups are under way; try again when one is done");
+            ApiError::new(Code::Busy, message)
+        })
+    }
+
+    /// A slot for a digest, if there is one left.
+    pub(super) fn digest(&self) -> Result<Share, ApiError> {
+        let slot = Arc::clone(&self.digests).try_acquire_owned();
+        slot.map_err(|_| {
+            let message = "a digest is being computed; try again when it is done";
             ApiError::new(Code::Busy, message)
         })
     }

@@ -90,6 +90,7 @@ fn router(shared: Shared) -> Router {
         .routes(at(routes!(admin::snapshot), false))
         .routes(at(routes!(admin::leader::transfer), false))
         .routes(at(routes!(backup::backup), false))
+        .routes(at(routes!(admin::digest), false))
         .split_for_parts();
     shared.describe(openapi::finish(description));
     let nowhere = gate::before(any(nowhere), &shared, NOWHERE, false);

@@ -8,14 +8,16 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::Paths;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn, Paths};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
-use utoipa::{IntoResponses, OpenApi, ToSchema};
+use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, Required, ResponseBuilder};
+use utoipa::{IntoParams, IntoResponses, OpenApi, ToSchema};
 
 use super::error::{ApiError, Code, Failure};
+use super::limits::MAX_LAG_MS;
 use super::{Shared, answer};
+use crate::format::idempotency;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -27,7 +29,7 @@ use super::{Shared, answer};
             gets 400, 408, 414 or 431 and the connection is closed. A method that a path does not \
             take gets 405 with `Allow`, a path that is none 404, both with an error as everywhere.\n\n\
             A write is answered once it is durable on a majority of the members. Reads are \
-            linearizable unless `consistency=stale`.",
+            linearizable unless `consistency` says otherwise.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     components(schemas(Failure)),
@@ -79,6 +81,70 @@ pub(super) async fn document(State(shared): State<Shared>) -> Result<Response, A
     Ok(answer::encoded(StatusCode::OK, shared.description()))
 }
 
+/// The header that makes a write happen once.
+pub(super) struct OnceHeader;
+
+impl IntoParams for OnceHeader {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let schema = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(2 * idempotency::MAX_KEY_BYTES + 2))
+            .pattern(Some(
+                r#"^("([ !#-\[\]-~]|\\["\\]){1,255}"|[!#-+\-.-:<-\[\]-~]{1,255})$"#,
+            ));
+        let about = format!(
+            "The client's name for this request: however often it is sent, it happens once, and \
+             every answer is the first one's, marked by `Idempotent-Replayed: true`. A string as in \
+             RFC 8941, in quotes or without, of at most {} bytes; the last {} such requests are \
+             remembered.",
+            idempotency::MAX_KEY_BYTES,
+            idempotency::MAX_RECORDS,
+        );
+        let header = ParameterBuilder::new()
+            .name("Idempotency-Key")
+            .parameter_in(ParameterIn::Header)
+            .required(Required::False)
+            .description(Some(about))
+            .schema(Some(schema))
+            .build();
+        vec![header]
+    }
+}
+
+/// How fresh a read is.
+pub(super) struct Freshness;
+
+impl IntoParams for Freshness {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let query = |name: &str, about: String, schema: ObjectBuilder| {
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .description(Some(about))
+                .schema(Some(schema))
+                .build()
+        };
+        let consistency = "`linearizable`, the default: confirmed by a majority for this read. `lease`: the \
+             same, confirmed by what a majority has told the leader in the last election timeout, \
+             which relies on clocks that run at similar rates. `stale`: what this node has applied.";
+        let max_lag = "With `consistency=stale`: milliseconds before the request from which on a \
+             write may be missing. A node that does not know that it holds all the older ones asks the leader.";
+        let text = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some("^(linearizable|lease|stale)$"));
+        let number = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(0))
+            .maximum(Some(MAX_LAG_MS as f64));
+        vec![
+            query("consistency", consistency.to_owned(), text),
+            query("max_lag", max_lag.to_owned(), number),
+        ]
+    }
+}
+
 /// Sets of errors, as the routes name them.
 macro_rules! failures {
     ($($(#[$doc:meta])* $name:ident = $($code:ident)*;)*) => {$(
@@ -110,15 +176,16 @@ failures! {
         BadRequest NoLeader Timeout Storage;
     /// Of a write of one key, but for the conflict, which tells more.
     WriteKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest InvalidKey BodyTooSlow BodyTooLarge ValueTooLarge PathTooLong NotJson
-        NoLeader Unconfirmed DiskFull Storage;
+        BadRequest InvalidKey InvalidIdempotencyKey BodyTooSlow BodyTooLarge ValueTooLarge PathTooLong
+        NotJson IdempotencyKeyReused NoLeader Unconfirmed DiskFull Storage;
     /// Of a removal.
     RemoveKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest KeyNotFound NoLeader Unconfirmed DiskFull Storage;
+        BadRequest InvalidIdempotencyKey KeyNotFound IdempotencyKeyReused NoLeader Unconfirmed
+        DiskFull Storage;
     /// Of a batch.
     WriteBatch = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest InvalidKey DuplicateKey BodyTooSlow BodyTooLarge KeyTooLong ValueTooLarge
-        BatchTooLarge NotJson NoLeader Unconfirmed DiskFull Storage;
+        BadRequest InvalidKey InvalidIdempotencyKey DuplicateKey BodyTooSlow BodyTooLarge KeyTooLong
+        ValueTooLarge BatchTooLarge NotJson IdempotencyKeyReused NoLeader Unconfirmed DiskFull Storage;
     /// Of what works on the files.
     Files = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         Busy NoLeader Timeout DiskFull Storage;

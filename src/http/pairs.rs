@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::kv::{Pair, json_body, sized, written};
+use super::kv::{Pair, idempotency_key, json_body, marked, sized, written};
 use super::limits::{NODE_TIME, Taken};
-use super::openapi::{ReadPage, WriteBatch};
+use super::openapi::{Freshness, OnceHeader, ReadPage, WriteBatch};
 use super::{Shared, answer, input};
-use crate::format::entry::{Outcome, Request as Write};
-use crate::raft::{RequestError, Written};
+use crate::format::entry::{Outcome, Plain};
+use crate::raft::RequestError;
 
 /// Pairs in the byte order of their keys.
 #[derive(Serialize, ToSchema)]
@@ -41,7 +41,7 @@ pub(super) struct BatchDone {
         ("prefix" = Option<String>, Query, description = "What the keys begin with"),
         ("after" = Option<String>, Query, description = "The key after which the page begins; it need not exist"),
         ("limit" = Option<u16>, Query, description = "The most pairs, 100 unless told; a page ends sooner at 1 MiB", minimum = 1, maximum = 1000),
-        ("consistency" = Option<String>, Query, description = "`linearizable`, the default, or `stale`: what this node has applied", pattern = "^(linearizable|stale)$"),
+        Freshness,
     ),
     responses((status = 200, description = "The page, in one consistent view", body = Page), ReadPage))]
 pub(super) async fn list(State(shared): State<Shared>, uri: Uri) -> Result<Response, ApiError> {
@@ -60,33 +60,40 @@ pub(super) async fn list(State(shared): State<Shared>, uri: Uri) -> Result<Respo
 
 /// Sets and deletes keys, all or none.
 #[utoipa::path(post, path = "/api/kv", tag = "keys",
+    params(OnceHeader),
     request_body = input::BatchBody,
-    responses((status = 200, description = "Durable on a majority", body = BatchDone), WriteBatch))]
+    responses(
+        (status = 200, description = "Durable on a majority", body = BatchDone,
+            headers(("Idempotent-Replayed" = bool, description = "`true` when this answers an earlier request with the same Idempotency-Key; absent otherwise"))),
+        WriteBatch,
+    ))]
 pub(super) async fn batch(
     State(shared): State<Shared>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let node = shared.node()?;
     let (parts, body) = request.into_parts();
+    let once = idempotency_key(&parts.headers)?;
     let Taken { bytes, share } = json_body(&shared, &parts, body).await?;
     let write = input::batch(&bytes)?;
     drop(bytes);
     let set = match &write {
-        Write::Batch { set, .. } => set.len(),
+        Plain::Batch { set, .. } => set.len(),
         _ => 0,
     };
-    let Written { index, outcome } = written(&shared, &node, write).await?;
+    let written = written(&shared, &node, write, once).await?;
     drop(share);
-    let deleted = match outcome {
+    let deleted = match written.outcome {
         Outcome::Done { deleted } => deleted,
-        Outcome::Conflict { .. } => 0,
+        // Nothing is expected of a key.
+        _ => 0,
     };
-    Ok(answer::json(
-        StatusCode::OK,
-        &BatchDone {
-            index,
-            set,
-            deleted,
-        },
-    ))
+    let index = written.index;
+    let done = BatchDone {
+        index,
+        set,
+        deleted,
+    };
+    let answered = Ok(answer::json(StatusCode::OK, &done));
+    Ok(marked(answered, written.replayed))
 }

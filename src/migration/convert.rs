@@ -327,6 +327,7 @@ fn copy_and_verify(
         digest: read.digest,
         keys: read.keys,
         metadata: &metadata,
+        idempotency: read.idempotency,
     };
     let sample = match request.verify {
         Verified::Sample => Some(sample_of(source, &read.sample)?),

@@ -1,4 +1,5 @@
-//! Streaming rows from a source to whatever takes them.
+//! Streaming rows from a source to whatever takes them: first the pairs, then
+//! the idempotent writes.
 //!
 //! One thread reads, the caller's thread writes; between them goes a bounded
 //! number of batches, so that memory does not grow with the data, and used
@@ -8,8 +9,9 @@
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::progress::{Control, Phase};
-use super::source::{Enough, RowSink, Source, SourceError};
+use super::source::{Enough, Source, SourceError};
 use crate::format::digest::{Batch, Digest, Digester};
+use crate::format::idempotency;
 
 /// A batch is sent on when it holds this many bytes: large enough to make the
 /// hand-over free, small enough to stay in the processor's cache.
@@ -19,10 +21,27 @@ const BATCHES: usize = 4;
 /// Most keys that a sampled verification compares (the guide's number).
 pub const SAMPLE_KEYS: u64 = 100;
 
-/// The receiving end: rows in key order, until the source is exhausted or fails.
+/// What a batch holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Table {
+    /// Keys and values.
+    Pairs,
+    /// Idempotent writes: the client's key, then the index of the entry (u64,
+    /// little-endian) and the record.
+    Idempotency,
+}
+
+/// Bytes of the index before a record.
+const INDEX_BYTES: usize = size_of::<u64>();
+
+/// The receiving end: rows in key order, until the source is exhausted or
+/// fails; then idempotent writes in the order of the log.
 pub struct Feed {
-    full: Receiver<Batch>,
+    full: Receiver<(Table, Batch)>,
     empty: Sender<Batch>,
+    table: Table,
+    /// The first of the other table.
+    ahead: Option<(Table, Batch)>,
     batch: Batch,
     row: usize,
 }
@@ -32,9 +51,14 @@ impl Feed {
     pub fn advance(&mut self) -> bool {
         self.row += 1;
         while self.row >= self.batch.len() {
-            let Ok(next) = self.full.recv() else {
+            let next = self.ahead.take();
+            let Some((table, next)) = next.or_else(|| self.full.recv().ok()) else {
                 return false;
             };
+            if table != self.table {
+                self.ahead = Some((table, next));
+                return false;
+            }
             let mut used = std::mem::replace(&mut self.batch, next);
             used.clear(2 * BATCH_BYTES);
             // The reader may have finished, then nobody wants it back.
@@ -49,6 +73,18 @@ impl Feed {
     pub fn row(&self) -> Option<(&[u8], &[u8])> {
         self.batch.get(self.row)
     }
+
+    /// After the last row, moves to the next idempotent write: the index of its
+    /// entry, the client's key in UTF-8, its record.
+    pub fn next_idempotent(&mut self) -> Option<(u64, &[u8], &[u8])> {
+        self.table = Table::Idempotency;
+        if !self.advance() {
+            return None;
+        }
+        let (key, rest) = self.row()?;
+        let (index, record) = rest.split_first_chunk::<INDEX_BYTES>()?;
+        Some((u64::from_le_bytes(*index), key, record))
+    }
 }
 
 /// What was read while copying.
@@ -60,6 +96,8 @@ pub struct Read {
     pub keys: Digest,
     /// Keys spread evenly over the key range, at most [`SAMPLE_KEYS`].
     pub sample: Vec<String>,
+    /// The digest of all idempotent writes.
+    pub idempotency: Digest,
 }
 
 /// Streams all rows of `source` into `write`, and tells what was read.
@@ -72,8 +110,13 @@ pub fn stream<T, E: From<SourceError> + Send>(
     control: &Control<'_>,
     write: impl FnOnce(Feed) -> Result<T, E>,
 ) -> Result<(T, Read), E> {
-    let scan = move |sink: RowSink<'_>| {
-        source.scan(sink)?;
+    let scan = move |reader: &mut Reader<'_>| {
+        source.scan(&mut |key, value| reader.row(key, value))?;
+        if !control.stopped() {
+            source.scan_idempotency(&mut |index, key, record| {
+                reader.idempotent(index, key, record)
+            })?;
+        }
         match control.stopped() {
             true => Err(SourceError::Stopped.into()),
             false => Ok(()),
@@ -82,9 +125,10 @@ pub fn stream<T, E: From<SourceError> + Send>(
     stream_rows(scan, rows, control, write)
 }
 
-/// Streams the rows that `scan` hands over, in key order, into `write`.
+/// Streams what `scan` hands over into `write`: all rows in key order, then all
+/// idempotent writes in the order of the log.
 pub(crate) fn stream_rows<T, E: Send>(
-    scan: impl FnOnce(RowSink<'_>) -> Result<(), E> + Send,
+    scan: impl FnOnce(&mut Reader<'_>) -> Result<(), E> + Send,
     rows: u64,
     control: &Control<'_>,
     write: impl FnOnce(Feed) -> Result<T, E>,
@@ -94,11 +138,30 @@ pub(crate) fn stream_rows<T, E: Send>(
     let feed = Feed {
         full,
         empty,
+        table: Table::Pairs,
+        ahead: None,
         batch: Batch::default(),
         row: 0,
     };
     std::thread::scope(|scope| {
-        let reader = scope.spawn(move || read(scan, rows, control, &full_sender, &empty_receiver));
+        let reader = scope.spawn(move || {
+            let mut reader = Reader {
+                rows,
+                control,
+                full: full_sender,
+                empty: empty_receiver,
+                table: Table::Pairs,
+                batch: Batch::default(),
+                key_batch: Batch::default(),
+                done: 0,
+                pairs: Digester::default(),
+                keys: Digester::default(),
+                idempotency: Digester::default(),
+                sample: Vec::new(),
+            };
+            scan(&mut reader)?;
+            Ok(reader.finish())
+        });
         let written = write(feed);
         let read = reader
             .join()
@@ -107,57 +170,91 @@ pub(crate) fn stream_rows<T, E: Send>(
     })
 }
 
-fn read<E>(
-    scan: impl FnOnce(RowSink<'_>) -> Result<(), E>,
+/// The sending end.
+pub(crate) struct Reader<'a> {
     rows: u64,
-    control: &Control<'_>,
-    full: &SyncSender<Batch>,
-    empty: &Receiver<Batch>,
-) -> Result<Read, E> {
-    let mut digester = Digester::default();
-    let mut sample = Vec::new();
-    let stride = (rows / SAMPLE_KEYS).max(1);
-    let mut batch = Batch::default();
-    let (mut keys, mut key_batch) = (Digester::default(), Batch::default());
-    let mut done = 0_u64;
-    let mut send = |batch: &mut Batch, done| -> Result<(), Enough> {
-        digester.batch(batch);
-        let next = empty.try_recv().unwrap_or_default();
-        full.send(std::mem::replace(batch, next))
-            .map_err(|_| Enough)?;
-        control.observer.work(Phase::Copy, done, rows);
-        if control.stopped() {
-            Err(Enough)
-        } else {
-            Ok(())
+    control: &'a Control<'a>,
+    full: SyncSender<(Table, Batch)>,
+    empty: Receiver<Batch>,
+    table: Table,
+    batch: Batch,
+    key_batch: Batch,
+    done: u64,
+    pairs: Digester,
+    keys: Digester,
+    idempotency: Digester,
+    sample: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// The next row in key order.
+    pub(crate) fn row(&mut self, key: &str, value: &str) -> Result<(), Enough> {
+        let stride = (self.rows / SAMPLE_KEYS).max(1);
+        if self.done.is_multiple_of(stride) && (self.sample.len() as u64) < SAMPLE_KEYS {
+            self.sample.push(key.to_owned());
         }
-    };
-    scan(&mut |key, value| {
-        if done.is_multiple_of(stride) && (sample.len() as u64) < SAMPLE_KEYS {
-            sample.push(key.to_owned());
-        }
-        batch.push(key.as_bytes(), value.as_bytes());
-        key_batch.push(key.as_bytes(), b"");
-        keys.drain(&mut key_batch);
-        done += 1;
+        self.batch.push(key.as_bytes(), value.as_bytes());
+        self.key_batch.push(key.as_bytes(), b"");
+        self.keys.drain(&mut self.key_batch);
+        self.done += 1;
         #[cfg(debug_assertions)]
-        dawdle(done, rows, control);
-        if batch.bytes() >= BATCH_BYTES {
-            send(&mut batch, done)
-        } else {
-            Ok(())
+        dawdle(self.done, self.rows, self.control);
+        match self.batch.bytes() >= BATCH_BYTES {
+            true => self.send(),
+            false => Ok(()),
         }
-    })?;
-    if !batch.is_empty() {
-        // A writer that has gone reports its own error.
-        let _ = send(&mut batch, done);
     }
-    keys.batch(&key_batch);
-    Ok(Read {
-        digest: digester.finish(),
-        keys: keys.finish(),
-        sample,
-    })
+
+    /// The next idempotent write, after all rows.
+    pub(crate) fn idempotent(
+        &mut self,
+        index: u64,
+        key: &str,
+        record: &[u8],
+    ) -> Result<(), Enough> {
+        if self.table == Table::Pairs {
+            if !self.batch.is_empty() {
+                self.send()?;
+            }
+            self.table = Table::Idempotency;
+        }
+        idempotency::digest(&mut self.idempotency, index, key, record);
+        let value = [&index.to_le_bytes(), record].concat();
+        self.batch.push(key.as_bytes(), &value);
+        match self.batch.bytes() >= BATCH_BYTES {
+            true => self.send(),
+            false => Ok(()),
+        }
+    }
+
+    fn send(&mut self) -> Result<(), Enough> {
+        if self.table == Table::Pairs {
+            self.pairs.batch(&self.batch);
+        }
+        let next = self.empty.try_recv().unwrap_or_default();
+        let full = std::mem::replace(&mut self.batch, next);
+        self.full.send((self.table, full)).map_err(|_| Enough)?;
+        let (observer, done) = (self.control.observer, self.done);
+        observer.work(Phase::Copy, done, self.rows);
+        match self.control.stopped() {
+            true => Err(Enough),
+            false => Ok(()),
+        }
+    }
+
+    fn finish(mut self) -> Read {
+        if !self.batch.is_empty() {
+            // A writer that has gone reports its own error.
+            let _ = self.send();
+        }
+        self.keys.batch(&self.key_batch);
+        Read {
+            digest: self.pairs.finish(),
+            keys: self.keys.finish(),
+            sample: self.sample,
+            idempotency: self.idempotency.finish(),
+        }
+    }
 }
 
 /// Takes its time when a test asked for it (`ASPEN_TEST_SLOW_MS_PER_STEP`), so

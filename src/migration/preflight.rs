@@ -203,13 +203,23 @@ pub fn measured(source: &Source, wanted: Wanted<'_>) -> Result<Vec<Problem>, Mea
         }
         Ok(())
     })?;
+    let mut remembered = 0;
+    source.scan_idempotency(&mut |_, key, record| {
+        // The key stands in an index too; pages may be half full, and the file grow by doubling.
+        remembered += 4 * (2 * key.len() + record.len() + 32) as u64;
+        Ok(())
+    })?;
     let dir = durable::parent(wanted.target);
     let copy = match wanted.kind {
         Kind::Sqlite => size.sqlite(),
         _ => redb_at_most(size.rows, size.content),
     };
-    let needed =
-        backup_bytes(source, wanted.backup) + wanted.besides + copy + FIXED_BYTES + RESERVE_BYTES;
+    let needed = backup_bytes(source, wanted.backup)
+        + wanted.besides
+        + copy
+        + remembered
+        + FIXED_BYTES
+        + RESERVE_BYTES;
     problems.splice(0..0, no_room(dir, needed)?);
     Ok(problems)
 }

@@ -64,8 +64,14 @@ const LEADER_TIME: Duration = Duration::from_secs(5);
 /// How fresh a read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
-    /// It sees every write that was answered before it began, on any node.
+    /// It sees every write that was answered before it began, on any node: a
+    /// majority confirms the leader for it.
     Linearizable,
+    /// The same, confirmed by what a majority has told the leader in the last
+    /// election timeout. It relies on clocks: see [`Leader`](peer::Leader).
+    Lease,
+    /// It sees at least what was committed so long before it began.
+    Bounded(Duration),
     /// It sees what this node has applied.
     Stale,
 }
@@ -75,8 +81,30 @@ pub enum Consistency {
 pub struct Written {
     /// Its index in the log.
     pub index: u64,
-    /// What it did.
+    /// What it did: [`Outcome::Done`] or [`Outcome::Conflict`].
     pub outcome: Outcome,
+    /// Whether it is an idempotent write that had happened before, and all of
+    /// this tells what it did then.
+    pub replayed: bool,
+}
+
+impl Written {
+    /// What the entry at `index` has done.
+    fn of(index: u64, outcome: Outcome) -> Result<Self, RequestError> {
+        let (index, outcome, replayed) = match outcome {
+            Outcome::ReplayedDone { index, deleted } => (index, Outcome::Done { deleted }, true),
+            Outcome::ReplayedConflict { index, current } => {
+                (index, Outcome::Conflict { current }, true)
+            }
+            Outcome::KeyReused => return Err(RequestError::KeyReused),
+            Outcome::Done { .. } | Outcome::Conflict { .. } => (index, outcome, false),
+        };
+        Ok(Self {
+            index,
+            outcome,
+            replayed,
+        })
+    }
 }
 
 /// Why a request is not answered.
@@ -91,6 +119,11 @@ pub enum RequestError {
     /// It entered the log and was not confirmed in time: it may or may not happen.
     #[error("the write was not confirmed in time; it may still happen")]
     Unconfirmed,
+    /// Another request had the same idempotency key: nothing was done.
+    #[error(
+        "another request was sent with this Idempotency-Key; give every request a key of its own"
+    )]
+    KeyReused,
     /// A read was not confirmed in time.
     #[error("the read was not confirmed in time")]
     Timeout,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
@@ -17,7 +17,7 @@ use super::join::{self, Beginning, Opened, open_log};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
-use super::peer::{self, Leader, Peers, Receiver, Service};
+use super::peer::{self, Confirmation, Leader, Peers, Receiver, Service};
 use super::reads::{Raft, Reads, failed};
 use super::start::StartError;
 use super::types::to_log_id;
@@ -32,7 +32,7 @@ use crate::format::peer::{Command, Commanded, Refusal};
 use crate::format::record::LogId;
 use crate::layout::DataDir;
 use crate::storage::space::Space;
-use crate::storage::{Checkpoint, Page, Range, StateMachine, StorageError};
+use crate::storage::{Checkpoint, Contents, Page, Range, StateMachine, StorageError};
 
 /// How often a node looks whether consensus has failed.
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
@@ -192,8 +192,8 @@ impl Node {
     /// # Errors
     /// See [`RequestError`].
     pub async fn scan(&self, range: Range, consistency: Consistency) -> Result<Page, RequestError> {
-        if consistency == Consistency::Linearizable {
-            self.0.leader.confirm(LEADER_TIME).await?;
+        if let Some(confirmation) = self.0.leader.confirmation(consistency) {
+            self.0.leader.confirm(confirmation, LEADER_TIME).await?;
         }
         self.blocking(move |machine| machine.scan(&range)).await
     }
@@ -235,12 +235,25 @@ impl Node {
         })
     }
 
+    /// Computes the digests of what this node holds, while serving, for as long as
+    /// the answer is waited for.
+    ///
+    /// # Errors
+    /// When the state machine fails.
+    pub async fn digest(&self) -> Result<Contents, RequestError> {
+        let unwanted = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&unwanted);
+        let _waits = Unwanted(unwanted);
+        self.blocking(move |machine| machine.digest(&stop)).await
+    }
+
     /// Whether linearizable requests are served now.
     ///
     /// # Errors
     /// Why not.
     pub async fn ready(&self) -> Result<(), RequestError> {
-        self.0.leader.confirm(Duration::ZERO).await
+        let majority = Confirmation::Majority;
+        self.0.leader.confirm(majority, Duration::ZERO).await
     }
 
     /// The last applied entry.
@@ -391,6 +404,15 @@ impl Node {
             .await
             .map_err(|_| RequestError::Stopping)?
             .map_err(unanswered)
+    }
+}
+
+/// Says when it is dropped that an answer is no longer waited for.
+struct Unwanted(Arc<AtomicBool>);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::machine::Machine;
-use super::peer::Leader;
+use super::peer::{Confirmation, Leader};
 use super::types::Types;
 use super::{Consistency, LEADER_TIME, RequestError};
 use crate::storage::{StateMachine, StorageError};
@@ -26,11 +26,13 @@ struct Waiting {
     answer: oneshot::Sender<Answer>,
 }
 
-/// Where reads queue, one queue for each consistency.
+/// Where reads queue, one queue for each way to confirm them.
 #[derive(Clone)]
 pub(super) struct Reads {
     linearizable: mpsc::UnboundedSender<Waiting>,
+    lease: mpsc::UnboundedSender<Waiting>,
     stale: mpsc::UnboundedSender<Waiting>,
+    leader: Leader,
 }
 
 impl Reads {
@@ -42,24 +44,27 @@ impl Reads {
         rounds: usize,
     ) -> Self {
         let rounds = Arc::new(Semaphore::new(rounds));
-        let queue = |consistency| {
+        let queue = |confirmation| {
             let (sender, receiver) = mpsc::unbounded_channel();
             let rounds = Arc::clone(&rounds);
             let (leader, state_machine) = (leader.clone(), Arc::clone(state_machine));
-            tokio::spawn(serve(receiver, rounds, leader, state_machine, consistency));
+            tokio::spawn(serve(receiver, rounds, leader, state_machine, confirmation));
             sender
         };
         Self {
-            linearizable: queue(Consistency::Linearizable),
-            stale: queue(Consistency::Stale),
+            linearizable: queue(Some(Confirmation::Majority)),
+            lease: queue(Some(Confirmation::Lease)),
+            stale: queue(None),
+            leader: leader.clone(),
         }
     }
 
     pub(super) async fn get(&self, key: String, consistency: Consistency) -> Answer {
         let (answer, answered) = oneshot::channel();
-        let queue = match consistency {
-            Consistency::Linearizable => &self.linearizable,
-            Consistency::Stale => &self.stale,
+        let queue = match self.leader.confirmation(consistency) {
+            Some(Confirmation::Majority) => &self.linearizable,
+            Some(Confirmation::Lease) => &self.lease,
+            None => &self.stale,
         };
         queue
             .send(Waiting { key, answer })
@@ -73,7 +78,7 @@ async fn serve(
     rounds: Arc<Semaphore>,
     leader: Leader,
     state_machine: Arc<dyn StateMachine>,
-    consistency: Consistency,
+    confirmation: Option<Confirmation>,
 ) {
     let mut round = Vec::new();
     loop {
@@ -87,8 +92,8 @@ async fn serve(
         let waiting = std::mem::take(&mut round);
         let (leader, state_machine) = (leader.clone(), Arc::clone(&state_machine));
         tokio::spawn(async move {
-            if consistency == Consistency::Linearizable
-                && let Err(error) = leader.confirm(LEADER_TIME).await
+            if let Some(confirmation) = confirmation
+                && let Err(error) = leader.confirm(confirmation, LEADER_TIME).await
             {
                 for read in waiting {
                     let _ = read.answer.send(Err(error.clone()));

@@ -9,9 +9,9 @@ use std::sync::atomic::AtomicBool;
 use rusqlite::Connection;
 
 use super::{Applied, StorageError};
-use crate::migration::copy;
+use crate::migration::copy::{self, Reader};
 use crate::migration::progress::{Control, Event, Observer, Phase};
-use crate::migration::source::{Holds, Metadata, RowSink, Source};
+use crate::migration::source::{Holds, Metadata, Source};
 use crate::migration::target;
 
 /// A snapshot is made while serving: nobody watches its progress.
@@ -47,6 +47,8 @@ pub(super) fn check(
     let mut source = Source::open(from, Arc::clone(stop))?;
     source.check_integrity(Holds::StateMachine)?;
     let metadata = source.metadata()?;
+    // Every record is looked at.
+    source.scan_idempotency(&mut |_, _, _| Ok(()))?;
     Ok((source, metadata))
 }
 
@@ -56,12 +58,13 @@ pub(super) fn inspect(from: &Path) -> Result<Applied, StorageError> {
     Ok(Applied::from(&source.metadata()?))
 }
 
-/// Makes a snapshot in the empty file `to`; `scan` hands over all rows in key order.
+/// Makes a snapshot in the empty file `to`; `scan` hands over all rows in key
+/// order, then all idempotent writes.
 pub(super) fn write(
     to: &Path,
     metadata: &Metadata,
     stop: &Arc<AtomicBool>,
-    scan: impl FnOnce(RowSink<'_>) -> Result<(), StorageError> + Send,
+    scan: impl FnOnce(&mut Reader<'_>) -> Result<(), StorageError> + Send,
 ) -> Result<(), StorageError> {
     copy::stream_rows(scan, 0, &unwatched(stop), |feed| {
         Ok(target::sqlite::build(to, feed, metadata, stop)?)

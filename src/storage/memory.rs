@@ -14,15 +14,27 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::apply::{Advance, Rows, apply};
+use super::apply::{Advance, Remembered, Rows, apply};
+use super::digest::Digesting;
 use super::page::Collector;
-use super::{Applied, Checkpoint, Page, Range, Sizes, StateMachine, StorageError, copy};
+use super::{Applied, Checkpoint, Contents, Page, Range, Sizes, StateMachine, StorageError, copy};
 use crate::durable;
 use crate::format::entry::{Entry, Outcome};
+use crate::format::idempotency::Record;
 use crate::format::record::{self, LogId};
-use crate::migration::source::Metadata;
+use crate::migration::source::{Enough, Metadata};
 
 type Pairs = BTreeMap<Arc<str>, Arc<str>>;
+
+/// All that entries change.
+#[derive(Clone, Default)]
+struct Data {
+    pairs: Pairs,
+    /// Idempotent writes, by the index of their entries.
+    remembered: BTreeMap<u64, (Arc<str>, Record)>,
+    /// Where to find them by the client's key.
+    by_key: BTreeMap<Arc<str>, u64>,
+}
 
 /// Empty until entries are applied.
 #[derive(Default)]
@@ -33,7 +45,7 @@ pub(super) struct Memory {
 
 #[derive(Clone, Default)]
 struct State {
-    pairs: Arc<Pairs>,
+    data: Arc<Data>,
     applied: Applied,
 }
 
@@ -47,21 +59,55 @@ impl Memory {
     }
 }
 
-impl Rows for Pairs {
+impl Rows for Data {
     type Error = std::convert::Infallible;
 
     fn get(&mut self, key: &str) -> Result<Option<String>, Self::Error> {
-        Ok(BTreeMap::get(self, key).map(|value| (**value).to_owned()))
+        Ok(self.pairs.get(key).map(|value| (**value).to_owned()))
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), Self::Error> {
-        self.insert(key.into(), value.into());
+        self.pairs.insert(key.into(), value.into());
         Ok(())
     }
 
     fn delete(&mut self, key: &str) -> Result<bool, Self::Error> {
-        Ok(self.remove(key).is_some())
+        Ok(self.pairs.remove(key).is_some())
     }
+}
+
+impl Remembered for Data {
+    fn recall(&mut self, key: &str) -> Result<Option<(u64, Record)>, Self::Error> {
+        let index = self.by_key.get(key);
+        let found = index.and_then(|index| self.remembered.get_key_value(index));
+        Ok(found.map(of_entry))
+    }
+
+    fn oldest(&mut self) -> Result<Option<(u64, Record)>, Self::Error> {
+        Ok(self.remembered.first_key_value().map(of_entry))
+    }
+
+    fn newest(&mut self) -> Result<Option<(u64, Record)>, Self::Error> {
+        Ok(self.remembered.last_key_value().map(of_entry))
+    }
+
+    fn remember(&mut self, index: u64, key: &str, record: Record) -> Result<(), Self::Error> {
+        let key: Arc<str> = key.into();
+        self.by_key.insert(Arc::clone(&key), index);
+        self.remembered.insert(index, (key, record));
+        Ok(())
+    }
+
+    fn forget(&mut self, index: u64) -> Result<(), Self::Error> {
+        if let Some((key, _)) = self.remembered.remove(&index) {
+            self.by_key.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+fn of_entry((index, (_, record)): (&u64, &(Arc<str>, Record))) -> (u64, Record) {
+    (*index, record.clone())
 }
 
 impl StateMachine for Memory {
@@ -71,7 +117,7 @@ impl StateMachine for Memory {
 
     fn get(&self, keys: &[String]) -> Result<Vec<Option<String>>, StorageError> {
         let state = self.read();
-        let values = keys.iter().map(|key| state.pairs.get(key.as_str()));
+        let values = keys.iter().map(|key| state.data.pairs.get(key.as_str()));
         Ok(values
             .map(|value| value.map(|value| (**value).to_owned()))
             .collect())
@@ -81,7 +127,7 @@ impl StateMachine for Memory {
         let state = self.read();
         let mut page = Collector::new(range);
         let rows = (Collector::start(range), Bound::Unbounded);
-        for (key, value) in state.pairs.range::<str, _>(rows) {
+        for (key, value) in state.data.pairs.range::<str, _>(rows) {
             if !page.offer(key, value) {
                 break;
             }
@@ -98,7 +144,7 @@ impl StateMachine for Memory {
             return Ok(Vec::new());
         };
         let mut state = self.write();
-        let Ok(outcomes) = apply(Arc::make_mut(&mut state.pairs), entries);
+        let Ok(outcomes) = apply(Arc::make_mut(&mut state.data), entries);
         advance.note(&mut state.applied);
         Ok(outcomes)
     }
@@ -108,7 +154,7 @@ impl StateMachine for Memory {
     }
 
     fn write_snapshot(&self, to: &Path) -> Result<Applied, StorageError> {
-        let State { pairs, applied } = self.read().clone();
+        let State { data, applied } = self.read().clone();
         let mut metadata = Metadata::default();
         if applied != Applied::default() {
             let last_applied = record::encode_last_applied(applied.last_applied)?;
@@ -118,28 +164,56 @@ impl StateMachine for Memory {
                 (record::LAST_MEMBERSHIP.to_owned(), membership),
             ]);
         }
-        copy::write(to, &metadata, &self.stop, |sink| {
-            let mut rows = pairs.iter();
-            while let Some((key, value)) = rows.next()
-                && sink(key, value).is_ok()
-            {}
+        copy::write(to, &metadata, &self.stop, |reader| {
+            for (key, value) in &data.pairs {
+                if reader.row(key, value).is_err() {
+                    return Ok(());
+                }
+            }
+            for (index, (key, record)) in &data.remembered {
+                if reader.idempotent(*index, key, &record.encode()?).is_err() {
+                    break;
+                }
+            }
             Ok(())
         })?;
         Ok(applied)
     }
 
+    fn digest(&self, stop: &AtomicBool) -> Result<Contents, StorageError> {
+        let State { data, applied } = self.read().clone();
+        let mut digesting = Digesting::new([stop, &self.stop]);
+        for (key, value) in &data.pairs {
+            if digesting.pair(key, value).is_err() {
+                return Err(StorageError::Closed);
+            }
+        }
+        for (index, (key, record)) in &data.remembered {
+            let record = record.encode()?;
+            if digesting.idempotent(*index, key, &record).is_err() {
+                return Err(StorageError::Closed);
+            }
+        }
+        Ok(digesting.finish(applied.last_applied))
+    }
+
     fn install_snapshot(&self, from: &Path) -> Result<Applied, StorageError> {
         let (source, metadata) = copy::check(from, &self.stop)?;
-        let mut pairs = Pairs::new();
+        let mut data = Data::default();
         source.scan(&mut |key, value| {
-            pairs.insert(key.into(), value.into());
+            data.pairs.insert(key.into(), value.into());
+            Ok(())
+        })?;
+        source.scan_idempotency(&mut |index, key, record| {
+            let record = Record::decode(record).map_err(|_| Enough)?;
+            let Ok(()) = data.remember(index, key, record);
             Ok(())
         })?;
         drop(source);
         durable::remove(from)?;
         let applied = Applied::from(&metadata);
         *self.write() = State {
-            pairs: Arc::new(pairs),
+            data: Arc::new(data),
             applied: applied.clone(),
         };
         Ok(applied)

@@ -21,6 +21,7 @@ pub mod space;
 
 mod apply;
 mod copy;
+mod digest;
 mod error;
 mod memory;
 mod page;
@@ -31,8 +32,10 @@ mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 pub use self::error::StorageError;
+use crate::format::digest::Digest;
 use crate::format::entry::{Entry, Outcome};
 use crate::format::record::{LogId, StoredMembership};
 use crate::migration::{Prepared, Storage};
@@ -57,6 +60,18 @@ pub struct Range {
     pub limit: usize,
     /// The most bytes of keys and values together; a page holds at least one pair.
     pub max_bytes: usize,
+}
+
+/// What a state machine holds at one moment, in one number for each table:
+/// nodes of any engine that have applied the same entries have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The last applied entry; `None` before the first.
+    pub last_applied: Option<LogId>,
+    /// Keys and values.
+    pub pairs: Digest,
+    /// Idempotent writes that are remembered.
+    pub idempotency: Digest,
 }
 
 /// Pairs in the byte order of their keys.
@@ -139,6 +154,14 @@ pub trait StateMachine: Send + Sync {
     /// # Errors
     /// When the disk fails or is full; the file is then to be removed.
     fn write_snapshot(&self, to: &Path) -> Result<Applied, StorageError>;
+
+    /// Computes the digests of one consistent view, in bounded memory, and holds
+    /// on to that view no longer than it takes to read all of it once. Reading and
+    /// applying go on meanwhile.
+    ///
+    /// # Errors
+    /// When the file cannot be read; [`StorageError::Closed`] once `stop` is true.
+    fn digest(&self, stop: &AtomicBool) -> Result<Contents, StorageError>;
 
     /// Replaces everything by the copy at `from`, which is consumed: afterwards
     /// the file is gone, and its content durable in its new place. A crash

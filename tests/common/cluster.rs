@@ -22,6 +22,8 @@ pub(crate) struct Cluster {
     /// Third and second part of all its addresses.
     net: (u8, u8),
     backends: Vec<&'static str>,
+    /// What every node is told in its environment.
+    pub(crate) environment: Vec<(&'static str, String)>,
     running: BTreeMap<u64, (Node, SocketAddr)>,
 }
 
@@ -34,6 +36,7 @@ impl Cluster {
             // 127/8 is large: whatever else runs has other addresses.
             net: (rand::random::<u8>().max(1), rand::random()),
             backends: backends.to_vec(),
+            environment: Vec::new(),
             running: BTreeMap::new(),
         }
     }
@@ -55,6 +58,12 @@ impl Cluster {
         self.dir.join(format!("{id}.log"))
     }
 
+    /// How often a node's log has `what` in it.
+    pub(crate) fn said(&self, id: u64, what: &str) -> usize {
+        let log = std::fs::read_to_string(self.log(id)).unwrap_or_default();
+        log.matches(what).count()
+    }
+
     /// How node `id` is started; `members` is what it is told of the cluster.
     pub(crate) fn launch(&self, id: u64, members: &[String]) -> Launch {
         let config = self.dir.join(format!("{id}.toml"));
@@ -72,7 +81,9 @@ impl Cluster {
             self.log(id).display(),
         );
         std::fs::write(&config, text).unwrap();
-        node_on(&self.dir.join(format!("data-{id}"))).config(&config)
+        let launch = node_on(&self.dir.join(format!("data-{id}"))).config(&config);
+        let environment = self.environment.iter();
+        environment.fold(launch, |launch, (name, value)| launch.env(name, value))
     }
 
     pub(crate) fn members(&self) -> Vec<String> {
@@ -90,6 +101,15 @@ impl Cluster {
         let (node, _) = self.running.remove(&id).unwrap();
         node.signal(Signal::SIGKILL);
         node.end().killed()
+    }
+
+    /// Has node `id` stand still: it is alive and does nothing.
+    pub(crate) fn pause(&self, id: u64) {
+        self.running[&id].0.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self, id: u64) {
+        self.running[&id].0.signal(Signal::SIGCONT);
     }
 
     pub(crate) fn stop(&mut self, id: u64) -> Ended {

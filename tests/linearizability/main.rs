@@ -39,8 +39,8 @@ use crate::run::run;
 use crate::site::{Site, eventually};
 use crate::spaces::in_a_network_of_its_own;
 use crate::troubles::{
-    CLOCK, CUT_ONE_WAY, FULL_DISK, ISOLATE, KILL, KILL_MANY, MIGRATE, PAUSE, RESTART, SLOW, SPLIT,
-    TOGETHER, UNPLUG,
+    AWAY, CLOCK, CUT_ONE_WAY, FULL_DISK, ISOLATE, KILL, KILL_MANY, MIGRATE, PAUSE, RESTART, SLOW,
+    SPLIT, TOGETHER, TRANSFER, UNPLUG,
 };
 
 /// Room for a node and for what is written to it while a test runs.
@@ -61,6 +61,18 @@ fn three_nodes_that_are_killed_stopped_and_paused_answer_as_one() {
 fn three_nodes_that_lose_sight_of_each_other_answer_as_one() {
     let site = Site::new(&["sqlite"; 3]).up();
     run(site, &[ISOLATE, CUT_ONE_WAY, SPLIT, SLOW]);
+}
+
+#[test]
+fn three_nodes_that_are_away_until_they_need_a_snapshot_answer_as_one() {
+    let site = Site::new(&["sqlite", "redb", "sqlite"]).up();
+    run(site, &[AWAY, KILL]);
+}
+
+#[test]
+fn three_nodes_whose_leadership_is_handed_on_answer_as_one() {
+    let site = Site::new(&["sqlite", "sqlite", "redb"]).up();
+    run(site, &[TRANSFER, RESTART, ISOLATE, PAUSE]);
 }
 
 #[test]

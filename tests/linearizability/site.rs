@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(500);
 /// Lines of a node's log that a failure shows.
 const LAST_LINES: usize = 40;
+/// Bytes of the log that stay, the least that a node can be told.
+const LOG_KEEP: usize = 1 << 20;
 /// What the real listener's address has added to its last number.
 const BEHIND_RELAY: u64 = 100;
 
@@ -139,7 +141,7 @@ impl Site {
             "[node]\nid = {id}\ndata_dir = \"{}\"\n[http]\nlisten = \"{}\"\n\
              insecure = true\n[cluster]\nstorage_backend = \"{}\"\npeer_listen = \"{}\"\n\
              secret = \"known-to-all-nodes-of-this-cluster\"\n[cluster.initial_members]\n{}\
-             [raft]\nelection_timeout_ms = 500\nheartbeat_ms = 80\n\
+             [raft]\nelection_timeout_ms = 500\nheartbeat_ms = 80\nlog_keep = {LOG_KEEP}\n\
              [log]\nfile = \"{}\"\n",
             self.data(id).display(),
             self.http(id),
@@ -263,6 +265,15 @@ impl Site {
         std::fs::rename(new, clock).unwrap();
     }
 
+    /// Asks a node for a new leader. It may be refused, as all of this is trouble.
+    pub(crate) fn lead(&self, asked: u64, next: u64) {
+        let body = serde_json::json!({ "id": next });
+        let mut client = Client::patient(self.http(asked), PATIENCE);
+        if let Ok(answer) = client.ask("POST", "/admin/leader", Some(&body)) {
+            assert!(![404, 405].contains(&answer.status), "{answer:?}");
+        }
+    }
+
     /// Has a node that is stopped begin with the other engine: what it holds is
     /// brought to redb by hand, and to SQLite by its next start.
     pub(crate) fn change_engine(&mut self, id: u64) {
@@ -351,6 +362,32 @@ impl Site {
                     .then_some(())
             });
         }
+    }
+
+    pub(crate) fn last_log_index(&self, id: u64) -> u64 {
+        let index = || self.status(id)?["last_log_index"].as_u64();
+        eventually(&format!("node {id} never says what it has"), index)
+    }
+
+    /// Writes until no node that runs has the entry at `index` any longer.
+    pub(crate) fn purge_beyond(&self, index: u64) {
+        let running: Vec<_> = self.ids();
+        let running = running.into_iter().filter(|id| self.is_running(*id));
+        let running: Vec<_> = running.collect();
+        let value = "x".repeat(LOG_KEEP / 16);
+        let pairs =
+            (0..8).map(|n| serde_json::json!({ "key": format!("filler/{n}"), "value": value }));
+        let body = serde_json::json!({ "set": pairs.collect::<Vec<_>>(), "delete": [] });
+        let mut client = Client::patient(self.http(running[0]), PATIENCE);
+        eventually("what a node lacks is never purged", || {
+            // Whether it is done does not matter: there will be another.
+            let _ = client.ask("POST", "/api/kv", Some(&body));
+            let purged = |id: &u64| self.status(*id)?["last_purged"].as_u64();
+            let purged = running
+                .iter()
+                .all(|id| purged(id).is_some_and(|to| to > index));
+            purged.then_some(())
+        });
     }
 
     /// Waits until nodes have applied the same entries; what they then hold must

@@ -45,13 +45,44 @@ pub(crate) const KILL_MANY: Trouble = Trouble {
     },
 };
 
-/// A stop in order, and a start.
+/// Stops in order, and starts: of one node, or of more, of all of them at times.
 pub(crate) const RESTART: Trouble = Trouble {
     name: "restart",
     strike: |site, dice| {
+        let victims = match dice.random_ratio(2, 3) {
+            true => vec![victim(site, dice)],
+            false => some(site.ids(), dice),
+        };
+        for victim in victims {
+            site.stop(victim);
+        }
+        site.start_all();
+    },
+};
+
+/// A node is away until the others have purged what it lacks, and gets a
+/// snapshot; it is killed meanwhile, at times.
+pub(crate) const AWAY: Trouble = Trouble {
+    name: "away",
+    strike: |site, dice| {
         let victim = victim(site, dice);
-        site.stop(victim);
+        let has = site.last_log_index(victim);
+        site.kill(victim);
+        site.purge_beyond(has);
+        for other in site.ids() {
+            site.slow(
+                other,
+                victim,
+                Duration::from_millis(dice.random_range(1..50)),
+            );
+        }
         site.start(victim);
+        for _ in 0..dice.random_range(0..3) {
+            std::thread::sleep(a_while(dice));
+            site.kill(victim);
+            site.start(victim);
+        }
+        site.heal(dice.random());
     },
 };
 
@@ -185,6 +216,18 @@ pub(crate) const CLOCK: Trouble = Trouble {
         };
         site.set_clock(victim(site, dice), seconds);
         std::thread::sleep(a_while(dice));
+    },
+};
+
+/// Somebody asks for another leader, and again before the next one is used to it.
+pub(crate) const TRANSFER: Trouble = Trouble {
+    name: "transfer",
+    strike: |site, dice| {
+        for _ in 0..dice.random_range(1..5) {
+            let (asked, next) = (victim(site, dice), victim(site, dice));
+            site.lead(asked, next);
+            std::thread::sleep(Duration::from_millis(dice.random_range(0..100)));
+        }
     },
 };
 

@@ -2,8 +2,9 @@
 
 pub(super) mod leader;
 
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -69,6 +70,66 @@ pub(super) struct Snapshot {
     /// Index of the last entry that was purged from the log.
     #[schema(required)]
     last_purged_index: Option<u64>,
+}
+
+/// What this node holds, in one number for each table: nodes that have applied
+/// the same entries have the same, whatever their engine.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Digest)]
+pub(super) struct DigestBody {
+    /// How many keys there are.
+    keys: u64,
+    /// xxh3-128 of all keys and values in the byte order of the keys, as migrations record it.
+    checksum: String,
+    /// How many idempotent writes are remembered.
+    idempotency_keys: u64,
+    /// The same of them, in the order of the log.
+    idempotency_checksum: String,
+    /// The last entry that all of this holds; null before the first.
+    #[schema(required)]
+    last_applied: Option<Position>,
+}
+
+/// The position of an entry.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Position {
+    term: u64,
+    /// Who led in that term.
+    node_id: u64,
+    index: u64,
+}
+
+/// Computes the digests of one consistent view while the node serves, which
+/// reads all of it. Compare those with the same `last_applied`.
+#[utoipa::path(get, path = "/admin/digest", tag = "operation",
+    responses((status = 200, description = "The digests", body = DigestBody), Files))]
+pub(super) async fn digest(
+    State(shared): State<Shared>,
+    method: Method,
+) -> Result<Response, ApiError> {
+    let node = shared.node()?;
+    if method == Method::HEAD {
+        // Nothing to be computed for nobody to read.
+        return Ok(answer::with_type(
+            StatusCode::OK,
+            answer::JSON,
+            Body::empty(),
+        ));
+    }
+    let _slot = shared.limits().digest()?;
+    let held = node.digest().await?;
+    let body = DigestBody {
+        keys: held.pairs.rows,
+        checksum: held.pairs.to_string(),
+        idempotency_keys: held.idempotency.rows,
+        idempotency_checksum: held.idempotency.to_string(),
+        last_applied: held.last_applied.map(|id| Position {
+            term: id.term,
+            node_id: id.node_id,
+            index: id.index,
+        }),
+    };
+    Ok(answer::json(StatusCode::OK, &body))
 }
 
 /// Stops the node as SIGTERM does.

@@ -10,13 +10,13 @@ fn code<T: fmt::Debug>(result: Result<T, ApiError>) -> Code {
     result.unwrap_err().code()
 }
 
-fn put(body: &str) -> Result<Request, ApiError> {
+fn put(body: &str) -> Result<Plain, ApiError> {
     set("k".to_owned(), body.as_bytes())
 }
 
 #[test]
 fn the_guides_write_is_a_write() {
-    let expected = Request::Set {
+    let expected = Plain::Set {
         key: "test_key".to_owned(),
         value: "test_value".to_owned(),
     };
@@ -26,12 +26,12 @@ fn the_guides_write_is_a_write() {
 
 #[test]
 fn an_expectation_is_a_value_or_null_and_its_absence_is_neither() {
-    let cas = |expect: Option<&str>| Request::CompareAndSet {
+    let cas = |expect: Option<&str>| Plain::CompareAndSet {
         key: "k".to_owned(),
         expect: expect.map(str::to_owned),
         value: "v".to_owned(),
     };
-    let set = Request::Set {
+    let set = Plain::Set {
         key: "k".to_owned(),
         value: "v".to_owned(),
     };
@@ -86,7 +86,7 @@ fn a_body_that_is_not_exactly_what_is_known_is_refused() {
 #[test]
 fn a_batch_sets_and_deletes_and_names_no_key_twice() {
     let body = json!({"set": [{"key": "a", "value": ""}], "delete": ["b", ""]});
-    let expected = Request::Batch {
+    let expected = Plain::Batch {
         set: vec![("a".to_owned(), String::new())],
         delete: vec!["b".to_owned(), String::new()],
     };
@@ -171,6 +171,81 @@ fn a_page_is_asked_for_by_name() {
 }
 
 #[test]
+fn a_read_may_lag_by_so_many_milliseconds() {
+    for (query, expected) in [
+        ("consistency=linearizable", Consistency::Linearizable),
+        ("consistency=lease", Consistency::Lease),
+        (
+            "max_lag=0&consistency=stale",
+            Consistency::Bounded(Duration::ZERO),
+        ),
+        (
+            "consistency=stale&max_lag=86400000",
+            Consistency::Bounded(Duration::from_secs(86_400)),
+        ),
+    ] {
+        assert_eq!(consistency(Some(query)).unwrap(), expected);
+        assert_eq!(range(Some(query)).unwrap().1, expected);
+    }
+    for bad in [
+        "max_lag=1",
+        "max_lag=1&consistency=linearizable",
+        "max_lag=1&consistency=lease",
+        "consistency=stale&max_lag=",
+        "consistency=stale&max_lag=-1",
+        "consistency=stale&max_lag=1.5",
+        "consistency=stale&max_lag=1s",
+        "consistency=stale&max_lag=86400001",
+        "consistency=stale&max_lag=18446744073709551616",
+        "consistency=stale&max_lag=1&max_lag=1",
+        "consistency=leased",
+    ] {
+        assert_eq!(code(consistency(Some(bad))), Code::BadRequest, "{bad}");
+        assert_eq!(code(range(Some(bad))), Code::BadRequest, "{bad}");
+    }
+}
+
+#[test]
+fn an_idempotency_key_is_a_string_in_quotes_or_without() {
+    let key = |field: &str| idempotency_key(field.as_bytes());
+    for (field, expected) in [
+        (r#""8e03978e-40d5""#, "8e03978e-40d5"),
+        ("8e03978e-40d5", "8e03978e-40d5"),
+        (r#""a \"b\" \\ c,d;e""#, r#"a "b" \ c,d;e"#),
+        (r#"" ""#, " "),
+        ("a/b:c=d*!~", "a/b:c=d*!~"),
+    ] {
+        assert_eq!(key(field).unwrap(), expected);
+    }
+    let longest = "k".repeat(idempotency::MAX_KEY_BYTES);
+    assert_eq!(key(&longest).unwrap(), longest);
+    assert_eq!(key(&format!("\"{longest}\"")).unwrap(), longest);
+    let long = format!("{longest}k");
+    let quoted = format!("\"{long}\"");
+    for bad in [
+        "",
+        "\"\"",
+        "\"",
+        "a b",
+        "a,b",
+        "a;b=1",
+        "a\"b",
+        "\"a\"b\"",
+        "\"a\";b=1",
+        "\"a\\\"",
+        "\"a\\b\"",
+        "a\\b",
+        "\u{e9}",
+        "\"\u{e9}\"",
+        "\"a\tb\"",
+        &long,
+        &quoted,
+    ] {
+        assert_eq!(code(key(bad)), Code::InvalidIdempotencyKey, "{bad}");
+    }
+}
+
+#[test]
 fn other_queries_are_as_strict() {
     assert_eq!(consistency(Some("")).unwrap(), Consistency::Linearizable);
     assert_eq!(
@@ -195,7 +270,7 @@ fn other_queries_are_as_strict() {
 proptest! {
     #[test]
     fn no_bytes_are_too_odd_to_be_judged(bytes: Vec<u8>, text: String) {
-        let _ = (set("k".to_owned(), &bytes), batch(&bytes));
+        let _ = (set("k".to_owned(), &bytes), batch(&bytes), idempotency_key(&bytes));
         let _ = (key(&format!("{PREFIX}{text}")), range(Some(&text)));
     }
 
@@ -206,10 +281,17 @@ proptest! {
     }
 
     #[test]
+    fn every_idempotency_key_comes_back_from_its_field(expected in "[ -~]{1,255}") {
+        let escaped = expected.replace('\\', "\\\\").replace('"', "\\\"");
+        let found = idempotency_key(format!("\"{escaped}\"").as_bytes());
+        prop_assert_eq!(found.unwrap(), expected);
+    }
+
+    #[test]
     fn every_value_comes_back_from_its_body(value: String, expect: Option<String>) {
         let body = json!({"value": value, "expect": expect}).to_string();
         let request = put(&body).unwrap();
-        prop_assert_eq!(request, Request::CompareAndSet { key: "k".to_owned(), expect, value });
+        prop_assert_eq!(request, Plain::CompareAndSet { key: "k".to_owned(), expect, value });
     }
 
     #[test]
@@ -220,7 +302,7 @@ proptest! {
         let objects = pairs.iter().map(|(key, value)| json!({"key": key, "value": value}));
         let objects = objects.collect::<Vec<_>>();
         let body = json!({"set": objects, "delete": delete}).to_string();
-        let expected = Request::Batch {
+        let expected = Plain::Batch {
             set: pairs.into_iter().collect(),
             delete: delete.into_iter().collect(),
         };

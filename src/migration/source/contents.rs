@@ -28,6 +28,15 @@ impl Holds {
             Self::RaftLog => [tables::RAFT_LOG, tables::RAFT_META],
         }
     }
+
+    /// Whether a table may have rows: it is carried over, or made from what is.
+    fn may_have(self, table: &str) -> bool {
+        let made = match self {
+            Self::StateMachine => [tables::IDEMPOTENCY, tables::IDEMPOTENCY_KEYS].as_slice(),
+            Self::RaftLog => &[],
+        };
+        self.tables().contains(&table) || table == tables::SNAPSHOTS || made.contains(&table)
+    }
 }
 
 impl Source {
@@ -45,8 +54,7 @@ impl Source {
                 why,
             })
         };
-        let carried = holds.tables();
-        for needed in carried {
+        for needed in holds.tables() {
             if !found.iter().any(|table| table.name == needed) {
                 let names: Vec<_> = found.iter().map(|table| table.name.as_str()).collect();
                 return not(format!(
@@ -55,8 +63,10 @@ impl Source {
                 ));
             }
         }
-        let is_kept = |name: &str| carried.contains(&name) || name == tables::SNAPSHOTS;
-        match found.iter().find(|t| t.rows > 0 && !is_kept(&t.name)) {
+        match found
+            .iter()
+            .find(|t| t.rows > 0 && !holds.may_have(&t.name))
+        {
             Some(table) => not(format!(
                 "its table {} has {} rows that a migration would leave behind",
                 table.name, table.rows

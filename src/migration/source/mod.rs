@@ -3,6 +3,7 @@
 
 mod contents;
 mod error;
+mod idempotency;
 mod log;
 mod metadata;
 pub(crate) mod redb;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::contents::Holds;
 pub use self::error::SourceError;
+pub(crate) use self::idempotency::IdempotentSink;
 pub(crate) use self::log::EntrySink;
 pub use self::metadata::Metadata;
 use self::redb::{EngineError, FormatV2, FormatV3, Redb};

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::rc::Rc;
 
-use super::{EntrySink, RowSink};
+use super::{EntrySink, IdempotentSink, RowSink};
 use crate::migration::overlay::Overlay;
 use crate::panics;
 
@@ -164,6 +164,23 @@ macro_rules! engine {
                 })
             }
 
+            /// Hands every row of a `u64` to `(&str, &[u8])` table to `sink`, in key order.
+            pub(super) fn scan_idempotency(&self, table: &str, sink: IdempotentSink<'_>) -> Result<(), EngineError> {
+                #[allow(unused_imports)]
+                use $redb::{$($traits,)* ReadableTable as _};
+                self.contained(|db| {
+                    let read = db.begin_read().map_err(redb_error)?;
+                    let definition = $redb::TableDefinition::<u64, (&str, &[u8])>::new(table);
+                    let table = read.open_table(definition).map_err(redb_error)?;
+                    for row in table.iter().map_err(redb_error)? {
+                        let (index, value) = row.map_err(redb_error)?;
+                        let (key, record) = value.value();
+                        sink(index.value(), key, record).map_err(|_| EngineError::Stopped)?;
+                    }
+                    Ok(())
+                })
+            }
+
             /// The value of one key.
             pub(super) fn get(&self, table: &str, key: &str) -> Result<Option<String>, EngineError> {
                 #[allow(unused_imports)]
@@ -238,6 +255,14 @@ impl Redb {
 
     pub(super) fn scan_entries(&self, table: &str, sink: EntrySink<'_>) -> Result<(), EngineError> {
         delegate!(self.scan_entries(table, sink))
+    }
+
+    pub(super) fn scan_idempotency(
+        &self,
+        table: &str,
+        sink: IdempotentSink<'_>,
+    ) -> Result<(), EngineError> {
+        delegate!(self.scan_idempotency(table, sink))
     }
 
     pub(super) fn get(&self, table: &str, key: &str) -> Result<Option<String>, EngineError> {

@@ -17,7 +17,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::RowSink;
+use super::{IdempotentSink, RowSink};
 use crate::format::sqlite::{self, OpenError};
 use crate::layout;
 
@@ -127,6 +127,10 @@ impl SqliteReader {
             }
             Ok(())
         })())
+    }
+
+    pub(crate) fn scan_idempotency(&self, sink: IdempotentSink<'_>) -> Result<(), SqliteError> {
+        self.context(sqlite::scan_idempotency(&self.connection, sink))
     }
 
     pub(crate) fn get(&self, key: &str) -> Result<Option<String>, SqliteError> {

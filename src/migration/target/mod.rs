@@ -87,6 +87,17 @@ pub enum TargetError {
         /// The record's name.
         record: String,
     },
+    /// What is remembered of idempotent writes differs.
+    #[error(
+        "Idempotent writes mismatch: the source's have the checksum {wanted}, the copy's {found}; \
+         check memory and disk, then try again"
+    )]
+    Idempotency {
+        /// The source's.
+        wanted: String,
+        /// The copy's.
+        found: String,
+    },
     /// Told to stop.
     #[error("stopped")]
     Stopped,

@@ -13,8 +13,8 @@ use redb::{
 
 use super::TargetError;
 use super::sqlite::Expected;
-use crate::format::digest::Digester;
-use crate::format::tables;
+use crate::format::digest::{Digest, Digester};
+use crate::format::{idempotency, tables};
 use crate::migration::copy::Feed;
 use crate::migration::progress::{Control, Event, Phase};
 use crate::migration::source::Metadata;
@@ -22,6 +22,10 @@ use crate::migration::source::Metadata;
 const KV: TableDefinition<'_, &str, &str> = TableDefinition::new(tables::KV);
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::META);
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::SNAPSHOTS);
+const IDEMPOTENCY: TableDefinition<'_, u64, (&str, &[u8])> =
+    TableDefinition::new(tables::IDEMPOTENCY);
+const IDEMPOTENCY_KEYS: TableDefinition<'_, &str, u64> =
+    TableDefinition::new(tables::IDEMPOTENCY_KEYS);
 pub(super) const RAFT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
 pub(super) const RAFT_META: TableDefinition<'_, &str, &[u8]> =
     TableDefinition::new(tables::RAFT_META);
@@ -80,6 +84,9 @@ pub(crate) fn build(
             return Err(TargetError::Stopped);
         }
     }
+    on("write idempotent writes to", path, || {
+        write_idempotency(&database, &mut feed)
+    })?;
     // The commits so far were not made durable; this one makes all of them so.
     on("finish", path, || Ok(database.begin_write()?.commit()?))
 }
@@ -127,6 +134,30 @@ fn write_some(database: &Database, feed: &mut Feed) -> Result<bool, redb::Error>
     drop(table);
     write.commit()?;
     Ok(more)
+}
+
+/// Writes all idempotent writes, which are bounded, in one transaction. Where
+/// there is none, there are no tables of them.
+fn write_idempotency(database: &Database, feed: &mut Feed) -> Result<(), redb::Error> {
+    let Some(mut next) = feed.next_idempotent() else {
+        return Ok(());
+    };
+    let mut write = database.begin_write()?;
+    write.set_durability(Durability::None)?;
+    let mut records = write.open_table(IDEMPOTENCY)?;
+    let mut keys = write.open_table(IDEMPOTENCY_KEYS)?;
+    loop {
+        let (index, key, record) = next;
+        let key = str(key)?;
+        records.insert(index, (key, record))?;
+        keys.insert(key, index)?;
+        next = match feed.next_idempotent() {
+            Some(next) => next,
+            None => break,
+        };
+    }
+    drop((records, keys));
+    Ok(write.commit()?)
 }
 
 fn str(bytes: &[u8]) -> Result<&str, redb::Error> {
@@ -177,6 +208,7 @@ pub(crate) fn verify(
         }
     }
     verify_metadata(&database, path, expected.metadata)?;
+    verify_idempotency(&database, path, expected.idempotency)?;
     control.observer.event(&Event::MetadataVerified);
     if sample.is_none() {
         control
@@ -268,4 +300,42 @@ fn verify_metadata(
             record: record.clone(),
         })
     })
+}
+
+/// All of them, however many rows are sampled: they are bounded.
+fn verify_idempotency(
+    database: &Database,
+    path: &Path,
+    expected: Digest,
+) -> Result<(), TargetError> {
+    let (found, indexed) = on("read the idempotent writes of", path, || {
+        let (read, mut digester) = (database.begin_read()?, Digester::default());
+        let records = match read.open_table(IDEMPOTENCY) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok((digester.finish(), true)),
+            records => records?,
+        };
+        let keys = read.open_table(IDEMPOTENCY_KEYS)?;
+        let mut indexed = records.len()? == keys.len()?;
+        for row in records.iter()? {
+            let (index, value) = row?;
+            let (key, record) = value.value();
+            idempotency::digest(&mut digester, index.value(), key, record);
+            let found = keys.get(key)?.map(|found| found.value());
+            indexed &= found == Some(index.value());
+        }
+        Ok((digester.finish(), indexed))
+    })?;
+    if found != expected {
+        return Err(TargetError::Idempotency {
+            wanted: expected.to_string(),
+            found: found.to_string(),
+        });
+    }
+    match indexed {
+        true => Ok(()),
+        false => Err(TargetError::Damaged {
+            path: path.to_owned(),
+            complaint: "idempotent writes and their index disagree".to_owned(),
+        }),
+    }
 }

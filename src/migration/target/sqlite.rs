@@ -87,7 +87,8 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "OFF")?;
     connection.pragma_update(None, "cache_size", -BUILD_CACHE_KIB)?;
     connection.execute_batch(sqlite::SCHEMA)?;
-    connection.execute_batch(sqlite::MIGRATIONS_SCHEMA)
+    connection.execute_batch(sqlite::MIGRATIONS_SCHEMA)?;
+    connection.execute_batch(sqlite::IDEMPOTENCY_SCHEMA)
 }
 
 fn close(connection: Connection, path: &Path) -> Result<(), TargetError> {
@@ -114,13 +115,13 @@ fn fill(
 ) -> rusqlite::Result<()> {
     const FEED: Module<'_, FeedTable> = Module::eponymous_only_module();
     let written = File::open(path).ok();
-    let aux = Arc::new(Mutex::new(Some(Rows {
+    let shared = Arc::new(Mutex::new(Some(Rows {
         feed,
         written,
         since_writeback: 0,
         at: 0,
     })));
-    connection.create_module(c"aspen_feed", &FEED, Some(aux))?;
+    connection.create_module(c"aspen_feed", &FEED, Some(Arc::clone(&shared)))?;
     connection.execute_batch("BEGIN")?;
     connection.execute_batch(
         "INSERT INTO state_machine_kv(key, value) SELECT key, value FROM aspen_feed",
@@ -128,6 +129,13 @@ fn fill(
     let mut insert = connection.prepare("INSERT INTO state_machine_meta VALUES (?1, ?2)")?;
     for (key, value) in &metadata.records {
         insert.execute((key, value))?;
+    }
+    let rows = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(Rows { mut feed, .. }) = rows {
+        let mut insert = connection.prepare("INSERT INTO aspen_idempotency VALUES (?1, ?2, ?3)")?;
+        while let Some((index, key, record)) = feed.next_idempotent() {
+            insert.execute((sqlite::log_index(index), Text(key), record))?;
+        }
     }
     connection.execute_batch("COMMIT")
 }
@@ -167,7 +175,16 @@ struct FeedTable {
 struct FeedCursor {
     base: ffi::sqlite3_vtab_cursor,
     rows: Option<Rows>,
+    shared: Arc<Mutex<Option<Rows>>>,
     more: bool,
+}
+
+impl Drop for FeedCursor {
+    /// Gives the feed back: behind the rows there is more.
+    fn drop(&mut self) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        *shared = self.rows.take();
+    }
 }
 
 // SAFETY: the struct is `repr(C)` and begins with `sqlite3_vtab`, as the trait demands.
@@ -206,6 +223,7 @@ unsafe impl VTab<'_> for FeedTable {
         Ok(FeedCursor {
             base: ffi::sqlite3_vtab_cursor::default(),
             rows,
+            shared: Arc::clone(&self.rows),
             more: false,
         })
     }

@@ -2,16 +2,30 @@
 //!
 //! Writes for another node are gathered: what waits goes in one message, and
 //! what arrives meanwhile in the next. A write is tried again only while it is
-//! certain that nothing was done; how long, is up to who asks.
+//! certain that nothing was done, or if it happens once anyway; how long, is up
+//! to who asks.
+//!
+//! Reads are confirmed by the leader, in one of two ways. *Majority* (ReadIndex): a majority
+//! has answered it since the read began. Nothing is assumed. *Lease*: a majority has answered
+//! it in the last election timeout; those that did elect nobody else for twice that time. So it
+//! is assumed that no two nodes' monotonic clocks run at rates that differ by a factor of two,
+//! that no machine is suspended and goes on with its clock behind, and that no node which
+//! has just answered the leader forgets that in a restart and elects another within an election
+//! timeout. A leader that hands over serves no read by its lease.
+//!
+//! A stale read with a bound needs no leader if this node knows that it is recent: it remembers
+//! when the last round that a majority confirmed, and whose index is applied here, had
+//! *begun*. All that was committed before that moment is applied here, whatever this node hears or
+//! does not hear from then on. Only this node's own monotonic clock is asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::linearizable_read::{Linearizer, ReadLogId};
+use openraft::{LinearizerOption, ReadPolicy};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
@@ -22,7 +36,7 @@ use crate::format::record::LogId;
 use crate::raft::lead;
 use crate::raft::reads::Raft;
 use crate::raft::types::{from_log_id, to_log_id};
-use crate::raft::{CommandError, Gate, REQUEST_TIME, RequestError, Written};
+use crate::raft::{CommandError, Consistency, Gate, REQUEST_TIME, RequestError, Written};
 
 /// Most writes in one message.
 const MAX_BATCH: usize = 256;
@@ -40,6 +54,15 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long the leader may take for a command: longer than any takes there.
 const COMMAND_TIME: Duration = Duration::from_secs(25);
 
+/// How a read is confirmed; see above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::raft) enum Confirmation {
+    /// By an answer of a majority since the read began.
+    Majority,
+    /// By the lease that earlier answers gave.
+    Lease,
+}
+
 struct Waiting {
     request: Request,
     fate: oneshot::Sender<Fate>,
@@ -56,6 +79,8 @@ pub(in crate::raft) struct Leader {
     election: Duration,
     /// Has a receiver for each message with writes of another node's that is under way.
     foreign: Arc<watch::Sender<()>>,
+    /// When the last round that a majority confirmed and that is applied here began.
+    recent: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Who leads, as far as this node knows.
@@ -80,6 +105,7 @@ impl Leader {
             queue,
             election,
             foreign: Arc::new(watch::channel(()).0),
+            recent: Arc::default(),
         };
         // It ends when the last handle is dropped: its own holds another queue.
         let sending = Self {
@@ -90,7 +116,8 @@ impl Leader {
         leader
     }
 
-    /// Writes on the leader, and waits `patience` for there to be one.
+    /// Writes on the leader, and waits `patience` for there to be one. What may
+    /// or may not have happened is tried again only if it happens once anyway.
     pub(in crate::raft) async fn write(
         &self,
         request: Request,
@@ -98,6 +125,9 @@ impl Leader {
     ) -> Result<Written, RequestError> {
         let began = Instant::now();
         let within = |rest: Duration| rest.saturating_sub(began.elapsed());
+        let once = matches!(request, Request::Idempotent(_));
+        // From the first attempt that is unconfirmed, no other answer says that nothing was done.
+        let mut unconfirmed = false;
         loop {
             let fate = match self.known() {
                 Known::Nobody => Ok(Fate::NotLeader),
@@ -105,40 +135,93 @@ impl Leader {
                 Known::Other { .. } => {
                     let (fate, told) = oneshot::channel();
                     let request = request.clone();
-                    self.queue
-                        .send(Waiting { request, fate })
-                        .map_err(|_| RequestError::Stopping)?;
-                    let told = timeout(within(REQUEST_TIME), told).await;
-                    told.map(|told| told.unwrap_or(Fate::Unconfirmed))
+                    match self.queue.send(Waiting { request, fate }) {
+                        Ok(()) => {
+                            let told = timeout(within(REQUEST_TIME), told).await;
+                            told.map(|told| told.unwrap_or(Fate::Unconfirmed))
+                        }
+                        Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
+                        Err(_) => return Err(RequestError::Stopping),
+                    }
                 }
             };
-            match fate.unwrap_or(Fate::Unconfirmed) {
-                Fate::Written { index, outcome } => return Ok(Written { index, outcome }),
-                Fate::DiskFull(why) => return Err(RequestError::DiskFull(why)),
-                Fate::Unconfirmed => return Err(RequestError::Unconfirmed),
-                Fate::NotLeader if within(patience).is_zero() => {
-                    return Err(RequestError::NoLeader);
+            let fate = fate.unwrap_or(Fate::Unconfirmed);
+            unconfirmed |= fate == Fate::Unconfirmed;
+            let rest = match fate {
+                Fate::Written { index, outcome } => return Written::of(index, outcome),
+                Fate::DiskFull(why) if !unconfirmed => return Err(RequestError::DiskFull(why)),
+                Fate::NotLeader if !unconfirmed => match within(patience) {
+                    Duration::ZERO => return Err(RequestError::NoLeader),
+                    rest => rest,
+                },
+                Fate::Unconfirmed | Fate::NotLeader | Fate::DiskFull(_) => {
+                    match within(REQUEST_TIME) {
+                        Duration::ZERO => return Err(RequestError::Unconfirmed),
+                        _ if !once => return Err(RequestError::Unconfirmed),
+                        rest => rest,
+                    }
                 }
-                Fate::NotLeader => self.change(within(patience)).await?,
+            };
+            match self.change(rest).await {
+                Err(_) if unconfirmed => return Err(RequestError::Unconfirmed),
+                changed => changed?,
             }
         }
     }
 
+    /// What a read has to be confirmed by that begins now; nothing if what is
+    /// applied here is known to be recent enough.
+    pub(in crate::raft) fn confirmation(&self, consistency: Consistency) -> Option<Confirmation> {
+        let age = || self.recent().map(|began| began.elapsed());
+        match consistency {
+            Consistency::Linearizable => Some(Confirmation::Majority),
+            Consistency::Lease => Some(Confirmation::Lease),
+            Consistency::Bounded(most) if age().is_some_and(|age| age <= most) => None,
+            Consistency::Bounded(_) => Some(Confirmation::Majority),
+            Consistency::Stale => None,
+        }
+    }
+
+    fn recent(&self) -> Option<Instant> {
+        *self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A round that began at `began` was confirmed, and what it was told to wait for is applied.
+    fn note(&self, began: Instant) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        // Rounds may overtake each other.
+        *recent = (*recent).max(Some(began));
+    }
+
     /// Returns once this node has applied all that was committed when the call
     /// began, as the leader knows; waits `patience` for there to be one.
-    pub(in crate::raft) async fn confirm(&self, patience: Duration) -> Result<(), RequestError> {
+    pub(in crate::raft) async fn confirm(
+        &self,
+        confirmation: Confirmation,
+        patience: Duration,
+    ) -> Result<(), RequestError> {
         let began = Instant::now();
         let within = |rest: Duration| rest.saturating_sub(began.elapsed());
         loop {
+            let asked = Instant::now();
             let confirmed = timeout(within(REQUEST_TIME), async {
                 match self.known() {
                     Known::Nobody => Ok(None),
-                    Known::Me => self.read_index().await,
-                    Known::Other { id, address } => self.ask_read_index(id, &address).await,
+                    Known::Me => self.read_index(confirmation).await,
+                    Known::Other { id, address } => {
+                        self.ask_read_index(id, &address, confirmation).await
+                    }
                 }
             });
             match confirmed.await.unwrap_or(Err(RequestError::Timeout))? {
-                Some(upto) => return self.applied(upto, within(REQUEST_TIME)).await,
+                Some(upto) => {
+                    self.applied(upto, within(REQUEST_TIME)).await?;
+                    // What rests on the clocks of others is no ground for a bound.
+                    if confirmation == Confirmation::Majority {
+                        self.note(asked);
+                    }
+                    return Ok(());
+                }
                 None if within(patience).is_zero() => return Err(RequestError::NoLeader),
                 None => self.change(within(patience)).await?,
             }
@@ -287,8 +370,16 @@ impl Leader {
     }
 
     /// Up to where a reader has to wait; `None` when this node does not lead.
-    pub(super) async fn read_index(&self) -> Result<Option<LogId>, RequestError> {
-        let asked = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+    pub(super) async fn read_index(
+        &self,
+        confirmation: Confirmation,
+    ) -> Result<Option<LogId>, RequestError> {
+        let by = match confirmation {
+            Confirmation::Majority => ReadPolicy::ReadIndex.into(),
+            // Where the answers are too old, the leader asks for new ones.
+            Confirmation::Lease => LinearizerOption::new(Some(self.election), true),
+        };
+        let asked = self.raft.get_read_linearizer(by).await;
         match asked {
             Ok(linearizer) => Ok(Some(to_log_id(linearizer.read_log_id().log_id()))),
             Err(error) if error.fatal().is_some() => Err(RequestError::Stopping),
@@ -296,10 +387,19 @@ impl Leader {
         }
     }
 
-    async fn ask_read_index(&self, id: u64, address: &str) -> Result<Option<LogId>, RequestError> {
+    async fn ask_read_index(
+        &self,
+        id: u64,
+        address: &str,
+        confirmation: Confirmation,
+    ) -> Result<Option<LogId>, RequestError> {
+        let call = match confirmation {
+            Confirmation::Majority => Call::ReadIndex,
+            Confirmation::Lease => Call::LeaseRead,
+        };
         let asked = async {
             let link = self.peers.link(id, address, CONNECT_TIME).await?;
-            link.call(&Call::ReadIndex, REQUEST_TIME).await
+            link.call(&call, REQUEST_TIME).await
         };
         match asked.await {
             Ok(Answer::ReadIndex(upto)) => Ok(upto),

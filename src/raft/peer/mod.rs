@@ -52,7 +52,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 pub(super) use self::append::stream as stream_append;
-pub(super) use self::leader::Leader;
+pub(super) use self::leader::{Confirmation, Leader};
 pub(super) use self::link::{Link, PeerError, Peers};
 pub(super) use self::server::{has_others, listen, serve};
 pub(super) use self::service::Service;
@@ -172,6 +172,12 @@ pub(super) fn warn_of(doubts: &[String]) {
     }
 }
 
+/// Why somebody was not talked to, without digits: times and counts in a text, or
+/// whatever number a stranger chose, do not make it another reason.
+fn reason(text: &str) -> String {
+    text.chars().filter(|c| !c.is_ascii_digit()).collect()
+}
+
 /// What was said last about whom, so that it is said once and again only when
 /// it changes.
 #[derive(Default)]
@@ -183,19 +189,40 @@ impl Said {
 
     /// Whether `what` is news about `whom`.
     fn is_news(&self, whom: &str, what: &str) -> bool {
+        let what = reason(what);
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.get(whom).is_some_and(|before| before == what) {
+        if said.get(whom).is_some_and(|before| *before == what) {
             return false;
         }
         if said.len() >= Self::MOST && !said.contains_key(whom) {
             said.clear();
         }
-        said.insert(whom.to_owned(), what.to_owned());
+        said.insert(whom.to_owned(), what);
         true
     }
+
     /// What was said about those whose first word is `whom` is over: said again, it is news.
     fn forget(&self, whom: &str) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         said.retain(|key, _| key.split(' ').next() != Some(whom));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer with an expired certificate was mentioned once a second for as long
+    /// as it tried: the text of the refusal holds the time.
+    #[test]
+    fn a_reason_that_differs_in_numbers_only_is_said_once() {
+        let said = Said::default();
+        let text = |time: u64| format!("certificate expired: verification time {time}");
+        assert!(said.is_news("3 at 10.0.0.3:7000", &text(1_795_602_143)));
+        assert!(!said.is_news("3 at 10.0.0.3:7000", &text(1_795_602_144)));
+        assert!(said.is_news("4 at 10.0.0.4:7000", &text(1_795_602_144)));
+        assert!(said.is_news("3 at 10.0.0.3:7000", "connection refused"));
+        said.forget("4");
+        assert!(said.is_news("4 at 10.0.0.4:7000", &text(1_795_602_145)));
     }
 }

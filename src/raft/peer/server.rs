@@ -18,7 +18,7 @@ use super::handshake::{self, HandshakeError};
 use super::tls::Io;
 use super::{
     CONNECT_TIME, FLOW_BYTES, Local, MAX_CONNECTIONS, MAX_STREAMS, PING_INTERVAL, PING_TIME, Said,
-    Service,
+    Service, reason,
 };
 use crate::raft::start::StartError;
 use crate::telemetry::Chain;
@@ -121,7 +121,7 @@ async fn connection(
         Err(error) => {
             let text = Chain(&error).to_string();
             // Others may come from the same address, and be refused for another reason.
-            if said.is_news(&format!("{whom} {text}"), "") {
+            if said.is_news(&format!("{whom} {}", reason(&text)), "") {
                 tracing::warn!("A peer at {whom} was refused: {text}");
             }
             return;

@@ -18,7 +18,7 @@ use tonic::{Status, Streaming};
 
 use super::grpc::{APPEND, CALL, Raw, SNAPSHOT};
 use super::snapshot::Receiver;
-use super::{Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snapshot};
+use super::{Confirmation, Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snapshot};
 use crate::format::peer::{Answer, Call, Candidacy, Transferred, decode, encode};
 use crate::raft::reads::Raft;
 use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
@@ -145,12 +145,15 @@ impl Service {
                 }))
             }
             Call::Write(requests) => Ok(Answer::Written(self.leader.propose_all(requests).await)),
-            Call::ReadIndex => {
-                let upto = self.leader.read_index().await.map_err(stopped)?;
-                Ok(Answer::ReadIndex(upto))
-            }
+            Call::ReadIndex => self.read_index(Confirmation::Majority).await,
+            Call::LeaseRead => self.read_index(Confirmation::Lease).await,
             Call::Command(command) => Ok(Answer::Commanded(self.leader.carry_out(command).await)),
         }
+    }
+
+    async fn read_index(&self, confirmation: Confirmation) -> Result<Answer, Status> {
+        let upto = self.leader.read_index(confirmation).await;
+        Ok(Answer::ReadIndex(upto.map_err(stopped)?))
     }
 }
 

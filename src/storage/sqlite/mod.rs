@@ -15,6 +15,7 @@
 //!   the database, which SQLite syncs before the log begins anew.
 
 mod checkpoint;
+mod digest;
 mod pool;
 mod pulse;
 mod snapshot;
@@ -37,7 +38,7 @@ use self::turn::Turn;
 use self::write::Writer;
 use super::apply::Advance;
 use super::page::Collector;
-use super::{Applied, Checkpoint, Page, Range, Sizes, StateMachine, StorageError};
+use super::{Applied, Checkpoint, Contents, Page, Range, Sizes, StateMachine, StorageError};
 use crate::format::entry::{Entry, Outcome};
 use crate::format::record::{self, LogId, RecordError};
 use crate::format::sqlite;
@@ -254,6 +255,10 @@ impl StateMachine for Sqlite {
 
     fn write_snapshot(&self, to: &Path) -> Result<Applied, StorageError> {
         self.shared.write_snapshot(to)
+    }
+
+    fn digest(&self, stop: &AtomicBool) -> Result<Contents, StorageError> {
+        self.shared.digest(stop)
     }
 
     fn install_snapshot(&self, from: &Path) -> Result<Applied, StorageError> {

@@ -9,12 +9,14 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension as _};
+use rusqlite::types::Type;
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Row};
 
 use super::pulse::Pulse;
 use crate::format::entry::{Entry, Outcome};
+use crate::format::idempotency::Record;
 use crate::format::sqlite::{self, Access, OpenError};
-use crate::storage::apply::{self, Rows};
+use crate::storage::apply::{self, Remembered, Rows};
 
 /// Page cache of the writer: random keys find the inner pages and many of the
 /// leaves here. The largest part of a node's budget of 256 MiB.
@@ -37,6 +39,7 @@ impl Writer {
             connection.pragma_update(None, "synchronous", "NORMAL")?;
             connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
             connection.pragma_update(None, "journal_size_limit", LOG_KEPT_BYTES)?;
+            connection.set_prepared_statement_cache_capacity(STATEMENTS);
             connection.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))
         })();
         let page_bytes = opened.map_err(|source| OpenError::Sqlite {
@@ -97,21 +100,67 @@ impl Writer {
     }
 }
 
+/// Most cached statements of the writer: its own and those of idempotent writes.
+const STATEMENTS: usize = 32;
+
 struct Statements<'a> {
+    connection: &'a Connection,
     get: CachedStatement<'a>,
     set: CachedStatement<'a>,
     delete: CachedStatement<'a>,
+    /// Made for the first idempotent write of a batch: others need none of it.
+    idempotent: Option<Idempotent<'a>>,
+}
+
+/// Statements on the table of idempotent writes.
+struct Idempotent<'a> {
+    recall: CachedStatement<'a>,
+    oldest: CachedStatement<'a>,
+    newest: CachedStatement<'a>,
+    remember: CachedStatement<'a>,
+    forget: CachedStatement<'a>,
 }
 
 impl<'a> Statements<'a> {
     fn prepare(connection: &'a Connection) -> rusqlite::Result<Self> {
         Ok(Self {
+            connection,
             get: connection.prepare_cached(super::GET)?,
             set: connection.prepare_cached(
                 "INSERT INTO state_machine_kv(key, value) VALUES (?1, ?2) \
                  ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             )?,
             delete: connection.prepare_cached("DELETE FROM state_machine_kv WHERE key = ?1")?,
+            idempotent: None,
+        })
+    }
+
+    fn idempotent(&mut self) -> rusqlite::Result<&mut Idempotent<'a>> {
+        let ready = match self.idempotent.take() {
+            Some(ready) => ready,
+            None => Idempotent::prepare(self.connection)?,
+        };
+        Ok(self.idempotent.insert(ready))
+    }
+}
+
+impl<'a> Idempotent<'a> {
+    fn prepare(connection: &'a Connection) -> rusqlite::Result<Self> {
+        // A legacy node's file lacks the table.
+        connection
+            .prepare_cached(sqlite::IDEMPOTENCY_SCHEMA)?
+            .execute([])?;
+        let prepare = |sql| connection.prepare_cached(sql);
+        Ok(Self {
+            recall: prepare("SELECT log_index, record FROM aspen_idempotency WHERE key = ?1")?,
+            oldest: prepare(
+                "SELECT log_index, record FROM aspen_idempotency ORDER BY log_index LIMIT 1",
+            )?,
+            newest: prepare(
+                "SELECT log_index, record FROM aspen_idempotency ORDER BY log_index DESC LIMIT 1",
+            )?,
+            remember: prepare("INSERT INTO aspen_idempotency VALUES (?1, ?2, ?3)")?,
+            forget: prepare("DELETE FROM aspen_idempotency WHERE log_index = ?1")?,
         })
     }
 }
@@ -130,4 +179,44 @@ impl Rows for Statements<'_> {
     fn delete(&mut self, key: &str) -> rusqlite::Result<bool> {
         self.delete.execute([key]).map(|rows| rows > 0)
     }
+}
+
+impl Remembered for Statements<'_> {
+    fn recall(&mut self, key: &str) -> rusqlite::Result<Option<(u64, Record)>> {
+        let select = &mut self.idempotent()?.recall;
+        select.query_row([key], remembered).optional()
+    }
+
+    fn oldest(&mut self) -> rusqlite::Result<Option<(u64, Record)>> {
+        let select = &mut self.idempotent()?.oldest;
+        select.query_row([], remembered).optional()
+    }
+
+    fn newest(&mut self) -> rusqlite::Result<Option<(u64, Record)>> {
+        let select = &mut self.idempotent()?.newest;
+        select.query_row([], remembered).optional()
+    }
+
+    fn remember(&mut self, index: u64, key: &str, record: Record) -> rusqlite::Result<()> {
+        let record = record
+            .encode()
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        let insert = &mut self.idempotent()?.remember;
+        insert
+            .execute((sqlite::log_index(index), key, record))
+            .map(|_| ())
+    }
+
+    fn forget(&mut self, index: u64) -> rusqlite::Result<()> {
+        let delete = &mut self.idempotent()?.forget;
+        delete.execute([sqlite::log_index(index)]).map(|_| ())
+    }
+}
+
+fn remembered(row: &Row<'_>) -> rusqlite::Result<(u64, Record)> {
+    let record = Record::decode(row.get_ref(1)?.as_blob()?);
+    let record = record.map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, Box::new(error))
+    })?;
+    Ok((row.get::<_, i64>(0)?.unsigned_abs(), record))
 }

@@ -1,6 +1,7 @@
 //! What every engine promises, one suite for all three.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod idempotency;
 mod model;
 mod promises;
 mod snapshots;
@@ -8,15 +9,16 @@ mod snapshots;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
 
 use super::memory::Memory;
 use super::redb::Redb;
 use super::sqlite::Sqlite;
-use super::{Range, StateMachine};
+use super::{Contents, Range, StateMachine};
 use crate::durable;
-use crate::format::entry::{Entry, Payload, Request};
+use crate::format::entry::{Entry, Idempotent, Payload, Plain, Request};
 use crate::format::record::LogId;
 use crate::migration::target;
 
@@ -118,6 +120,16 @@ pub(super) fn entry(index: u64, request: Request) -> Entry {
 pub(super) fn set(index: u64, key: &str, value: &str) -> Entry {
     let (key, value) = (key.to_owned(), value.to_owned());
     entry(index, Request::Set { key, value })
+}
+
+/// `change`, once under `key`.
+pub(super) fn once(index: u64, key: &str, change: Plain) -> Entry {
+    let once = Idempotent::new(key.to_owned(), change).unwrap();
+    entry(index, Request::Idempotent(Box::new(once)))
+}
+
+pub(super) fn digest(store: &dyn StateMachine) -> Contents {
+    store.digest(&AtomicBool::new(false)).unwrap()
 }
 
 /// All pairs, page by page.

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Bed, ENGINES, Engine, ON_DISK, at, contents, set};
-use crate::format::entry::{Entry, Payload};
+use super::{Bed, ENGINES, Engine, ON_DISK, at, contents, digest, once, set};
+use crate::format::entry::{Entry, Outcome, Payload, Plain};
 use crate::format::record::Membership;
 use crate::layout;
 use crate::storage::StateMachine;
@@ -31,6 +31,15 @@ fn fill(store: &dyn StateMachine, from: u64, rows: u64) {
     store.apply(&entries).unwrap();
 }
 
+/// A write under an idempotency key.
+fn remembered(index: u64, key: &str) -> Entry {
+    let change = Plain::Set {
+        key: key.to_owned(),
+        value: "once".to_owned(),
+    };
+    once(index, key, change)
+}
+
 #[test]
 fn a_snapshot_of_any_engine_installs_into_any_engine() {
     for from in ENGINES {
@@ -38,7 +47,12 @@ fn a_snapshot_of_any_engine_installs_into_any_engine() {
             let (old, mut new) = (Bed::new(from), Bed::new(to));
             old.store.apply(&[membership(0)]).unwrap();
             fill(&*old.store, 1, 700);
-            new.store.apply(&[set(1, "only here", "x")]).unwrap();
+            old.store
+                .apply(&[remembered(701, "first"), remembered(702, "second")])
+                .unwrap();
+            new.store
+                .apply(&[set(1, "only here", "x"), remembered(2, "only here")])
+                .unwrap();
             let snapshot = new.empty_file("snapshot");
             let covered = old.store.write_snapshot(&snapshot).unwrap();
             assert_eq!(covered, old.store.applied().unwrap());
@@ -49,17 +63,30 @@ fn a_snapshot_of_any_engine_installs_into_any_engine() {
             assert_eq!(installed, covered, "{from:?} to {to:?}");
             assert!(!snapshot.exists());
             let wanted = contents(&*old.store);
-            assert_eq!(wanted.len(), 500);
+            assert_eq!(wanted.len(), 502);
             assert_eq!(contents(&*new.store), wanted, "{from:?} to {to:?}");
             assert_eq!(new.store.applied().unwrap(), covered);
-            new.store.apply(&[set(701, "after", "y")]).unwrap();
+            let digests = (digest(&*old.store), digest(&*new.store));
+            assert_eq!(digests.0, digests.1, "{from:?} to {to:?}");
+            assert_eq!(digests.0.idempotency.rows, 2);
+            new.store.apply(&[set(703, "after", "y")]).unwrap();
             assert_eq!(new.get("after").as_deref(), Some("y"));
             if to != Engine::Memory {
                 new.reopen();
-                assert_eq!(contents(&*new.store).len(), 501);
-                assert_eq!(new.store.applied().unwrap().last_applied, Some(at(701)));
+                assert_eq!(contents(&*new.store).len(), 503);
+                assert_eq!(new.store.applied().unwrap().last_applied, Some(at(703)));
                 assert_eq!(new.store.applied().unwrap().membership, covered.membership);
             }
+            // What had happened there is not done again here; what had happened only
+            // here, and was taken back with all the rest, is.
+            let outcomes = new.store.apply(&[
+                remembered(704, "first"),
+                remembered(705, "second"),
+                remembered(706, "only here"),
+            ]);
+            let replayed = |index| Outcome::ReplayedDone { index, deleted: 0 };
+            let wanted = [replayed(701), replayed(702), Outcome::Done { deleted: 0 }];
+            assert_eq!(outcomes.unwrap(), wanted, "{from:?} to {to:?}");
         }
     }
 }
@@ -168,6 +195,33 @@ fn what_is_no_snapshot_is_refused_and_the_old_content_stays() {
         assert_eq!(bed.store.applied().unwrap(), applied);
         bed.store.apply(&[set(301, "after", "y")]).unwrap();
         assert_eq!(bed.get("after").as_deref(), Some("y"));
+    }
+}
+
+/// A record that a node could not read would end it with the next idempotent write.
+#[test]
+fn a_snapshot_whose_idempotent_writes_are_damaged_is_refused() {
+    for bed in Bed::all() {
+        bed.store.apply(&[remembered(1, "k")]).unwrap();
+        let snapshot = bed.empty_file("snapshot");
+        bed.store.write_snapshot(&snapshot).unwrap();
+        let connection = rusqlite::Connection::open(&snapshot).unwrap();
+        let changed = connection.execute("UPDATE aspen_idempotency SET record = x'00'", []);
+        assert_eq!(changed.unwrap(), 1);
+        connection.close().unwrap();
+        assert!(
+            bed.store.install_snapshot(&snapshot).is_err(),
+            "{:?}",
+            bed.engine
+        );
+        let again = bed.store.apply(&[remembered(2, "k")]).unwrap();
+        assert_eq!(
+            again,
+            [Outcome::ReplayedDone {
+                index: 1,
+                deleted: 0
+            }]
+        );
     }
 }
 

@@ -7,6 +7,7 @@ use rusqlite::types::ValueRef;
 
 use super::{close, stop_when_told};
 use crate::format::digest::{Batch, Digest, Digester};
+use crate::format::idempotency;
 use crate::format::sqlite::{self, Access};
 use crate::migration::progress::{Control, Event, Phase};
 use crate::migration::source::Metadata;
@@ -26,6 +27,8 @@ pub(crate) struct Expected<'a> {
     pub(crate) keys: Digest,
     /// Its metadata.
     pub(crate) metadata: &'a Metadata,
+    /// Its idempotent writes.
+    pub(crate) idempotency: Digest,
 }
 
 /// Verifies everything: structure, table and index against the source and so
@@ -78,6 +81,7 @@ pub(crate) fn verify(
         of: found.rows,
     });
     verify_metadata(&writer, path, expected.metadata)?;
+    verify_idempotency(&writer, path, expected.idempotency)?;
     control.observer.event(&Event::MetadataVerified);
     control.observer.event(&Event::DigestVerified(found));
     close(writer, path)
@@ -124,6 +128,7 @@ pub(crate) fn verify_sample(
         .observer
         .event(&Event::RowsVerified { sampled, of: rows });
     verify_metadata(&connection, path, expected.metadata)?;
+    verify_idempotency(&connection, path, expected.idempotency)?;
     control.observer.event(&Event::MetadataVerified);
     close(connection, path)
 }
@@ -266,5 +271,41 @@ fn verify_metadata(
         Err(TargetError::Metadata {
             record: "(one too many)".to_owned(),
         })
+    }
+}
+
+/// All of them, however many rows are sampled: they are bounded. SQLite's own
+/// check shows that table and index agree, as [`verify`] does for the pairs.
+fn verify_idempotency(
+    connection: &Connection,
+    path: &Path,
+    expected: Digest,
+) -> Result<(), TargetError> {
+    let failed = |source| TargetError::Sqlite {
+        operation: "read the idempotent writes of",
+        path: path.to_owned(),
+        source,
+    };
+    let mut digester = Digester::default();
+    sqlite::scan_idempotency(connection, |index, key, record| {
+        idempotency::digest(&mut digester, index, key, record);
+        Ok::<_, std::convert::Infallible>(())
+    })
+    .map_err(failed)?;
+    let found = digester.finish();
+    if found != expected {
+        return Err(TargetError::Idempotency {
+            wanted: expected.to_string(),
+            found: found.to_string(),
+        });
+    }
+    let check = "PRAGMA integrity_check(aspen_idempotency)";
+    let verdict = connection.query_row(check, [], |row| row.get::<_, String>(0));
+    match verdict.map_err(failed)? {
+        verdict if verdict == "ok" => Ok(()),
+        complaint => Err(TargetError::Damaged {
+            path: path.to_owned(),
+            complaint,
+        }),
     }
 }

@@ -13,6 +13,8 @@
 //! - A snapshot is installed as a new file. It is open before it gets the
 //!   name, so that nothing can fail behind the rename, which is the commit point.
 
+mod write;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -20,14 +22,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{
-    Builder, Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, Table,
-    TableDefinition, TableHandle as _,
+    Builder, Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    TableHandle as _,
 };
 
-use super::apply::{Advance, Rows, apply};
+use self::write::Rows;
+use super::apply::{self, Advance};
+use super::digest::Digesting;
 use super::page::Collector;
-use super::{Applied, Checkpoint, Page, Range, Sizes, StateMachine, StorageError, copy, space};
-use crate::format::entry::{Entry, Outcome, Payload, Request};
+use super::{
+    Applied, Checkpoint, Contents, Page, Range, Sizes, StateMachine, StorageError, copy, space,
+};
+use crate::format::entry::{Entry, Outcome, Payload};
 use crate::format::record::LogId;
 use crate::format::tables;
 use crate::migration::source::Metadata;
@@ -36,6 +42,11 @@ use crate::{durable, layout};
 
 const KV: TableDefinition<'_, &str, &str> = TableDefinition::new(tables::KV);
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::META);
+/// The client's key and the record.
+type Remembered = (&'static str, &'static [u8]);
+const IDEMPOTENCY: TableDefinition<'_, u64, Remembered> = TableDefinition::new(tables::IDEMPOTENCY);
+const IDEMPOTENCY_KEYS: TableDefinition<'_, &str, u64> =
+    TableDefinition::new(tables::IDEMPOTENCY_KEYS);
 
 /// Memory for cached pages; redb would take 1 GiB.
 const CACHE_BYTES: usize = 64 << 20;
@@ -143,6 +154,10 @@ impl Redb {
         let Some((free, kept)) = space::free_and_reserved(durable::parent(&self.path)) else {
             return Ok(());
         };
+        let bytes = |entry: &Entry| match &entry.payload {
+            Payload::Normal(request) => request.bytes() as u64,
+            Payload::Blank | Payload::Membership(_) => 0,
+        };
         let rows = GROWTH * entries.iter().map(bytes).sum::<u64>();
         if free >= RESERVE_BYTES.min(kept / 2) + rows {
             return Ok(());
@@ -154,21 +169,6 @@ impl Redb {
             source: Box::new(redb::Error::Io(full)),
         })
     }
-}
-
-/// Bytes of the keys and values in an entry.
-fn bytes(entry: &Entry) -> u64 {
-    let all = |pairs: &[(String, String)]| pairs.iter().map(|(k, v)| k.len() + v.len()).sum();
-    let bytes = match &entry.payload {
-        Payload::Normal(
-            Request::Set { key, value } | Request::CompareAndSet { key, value, .. },
-        ) => key.len() + value.len(),
-        Payload::Normal(Request::SetMulti { pairs } | Request::Batch { set: pairs, .. }) => {
-            all(pairs)
-        }
-        _ => 0,
-    };
-    bytes as u64
 }
 
 fn open(path: &Path) -> Result<Database, StorageError> {
@@ -229,21 +229,14 @@ fn records(read: &ReadTransaction) -> Result<BTreeMap<String, Vec<u8>>, redb::Er
     Ok(records)
 }
 
-impl Rows for Table<'_, &'static str, &'static str> {
-    type Error = redb::Error;
-
-    fn get(&mut self, key: &str) -> Result<Option<String>, redb::Error> {
-        let value = redb::ReadableTable::get(self, key)?;
-        Ok(value.map(|value| value.value().to_owned()))
-    }
-
-    fn set(&mut self, key: &str, value: &str) -> Result<(), redb::Error> {
-        self.insert(key, value)?;
-        Ok(())
-    }
-
-    fn delete(&mut self, key: &str) -> Result<bool, redb::Error> {
-        Ok(self.remove(key)?.is_some())
+/// The idempotent writes in the order of the log, if there is a table of them.
+fn idempotency(
+    read: &ReadTransaction,
+) -> Result<Option<redb::Range<'static, u64, Remembered>>, redb::Error> {
+    match read.open_table(IDEMPOTENCY) {
+        Ok(table) => Ok(Some(table.range::<u64>(..)?)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -292,7 +285,7 @@ impl StateMachine for Redb {
         let mut outcomes = Vec::new();
         let written = self.with("write", |database| {
             let write = database.begin_write()?;
-            outcomes = apply(&mut write.open_table(KV)?, entries)?;
+            outcomes = apply::apply(&mut Rows::of(&write)?, entries)?;
             let mut meta = write.open_table(META)?;
             for (name, bytes) in &records {
                 meta.insert(*name, bytes.as_slice())?;
@@ -328,11 +321,18 @@ impl StateMachine for Redb {
         };
         let metadata = Metadata::new(records(&read).map_err(failed)?)?;
         let applied = Applied::from(&metadata);
-        copy::write(to, &metadata, &self.stop, |sink| {
+        copy::write(to, &metadata, &self.stop, |reader| {
             let mut scan = || -> Result<(), redb::Error> {
                 for row in read.open_table(KV)?.iter()? {
                     let (key, value) = row?;
-                    if sink(key.value(), value.value()).is_err() {
+                    if reader.row(key.value(), value.value()).is_err() {
+                        return Ok(());
+                    }
+                }
+                for row in idempotency(&read)?.into_iter().flatten() {
+                    let (index, value) = row?;
+                    let (key, record) = value.value();
+                    if reader.idempotent(index.value(), key, record).is_err() {
                         break;
                     }
                 }
@@ -341,6 +341,42 @@ impl StateMachine for Redb {
             scan().map_err(failed)
         })?;
         Ok(applied)
+    }
+
+    fn digest(&self, stop: &AtomicBool) -> Result<Contents, StorageError> {
+        let _installing = self
+            .snapshots
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let read = self.with("read", |database| Ok(database.begin_read()?))?;
+        let failed = |source| StorageError::Redb {
+            operation: "read",
+            path: self.path.clone(),
+            source: Box::new(source),
+        };
+        let metadata = Metadata::new(records(&read).map_err(failed)?)?;
+        let mut digesting = Digesting::new([stop, &self.stop]);
+        let mut scan = || -> Result<(), redb::Error> {
+            for row in read.open_table(KV)?.iter()? {
+                let (key, value) = row?;
+                if digesting.pair(key.value(), value.value()).is_err() {
+                    return Ok(());
+                }
+            }
+            for row in idempotency(&read)?.into_iter().flatten() {
+                let (index, value) = row?;
+                let (key, record) = value.value();
+                if digesting.idempotent(index.value(), key, record).is_err() {
+                    return Ok(());
+                }
+            }
+            Ok(())
+        };
+        scan().map_err(failed)?;
+        match digesting.stopped() {
+            true => Err(StorageError::Closed),
+            false => Ok(digesting.finish(metadata.last_applied)),
+        }
     }
 
     fn install_snapshot(&self, from: &Path) -> Result<Applied, StorageError> {
@@ -400,62 +436,4 @@ impl StateMachine for Redb {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn set(index: u64, key: &str, value: &str) -> Entry {
-        let (key, value) = (key.to_owned(), value.to_owned());
-        let log_id = LogId {
-            term: 1,
-            node_id: 1,
-            index,
-        };
-        let payload = Payload::Normal(Request::Set { key, value });
-        Entry { log_id, payload }
-    }
-
-    /// A node that was killed in its first commit after a start was refused its
-    /// data from then on: the header pointed back at another commit.
-    #[test]
-    fn an_open_database_can_be_judged_after_a_crash_in_the_next_commit() {
-        const FLAGS: usize = 9;
-        const TWO_PHASE_COMMIT: u8 = 4;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state-machine.redb");
-        let file = durable::create_new(&path).unwrap();
-        target::redb::create_empty(&path, &file).unwrap();
-        let flags = || std::fs::read(&path).unwrap()[FLAGS];
-        assert_ne!(flags() & TWO_PHASE_COMMIT, 0, "closed");
-        for _ in 0..2 {
-            let store = Redb::open(&path).unwrap();
-            assert_eq!(flags() & TWO_PHASE_COMMIT, 0, "open");
-            store.close().unwrap();
-        }
-    }
-
-    #[test]
-    fn a_database_that_failed_is_opened_again_with_all_that_was_committed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state-machine.redb");
-        let file = durable::create_new(&path).unwrap();
-        target::redb::create_empty(&path, &file).unwrap();
-        let store = Redb::open(&path).unwrap();
-        store.apply(&[set(1, "a", "1")]).unwrap();
-        // What redb says of everything after a failed write.
-        let failed = store.with("write", |_| Err::<(), _>(redb::Error::PreviousIo));
-        let failed = failed.unwrap_err();
-        assert!(!failed.is_full());
-        assert_eq!(failed.exit(), crate::exit::Exit::Io);
-        let value = store.get(&["a".to_owned()]).unwrap();
-        assert_eq!(value, [Some("1".to_owned())]);
-        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let failed = store.with("write", |_| Err::<(), _>(redb::Error::Io(full)));
-        assert!(failed.unwrap_err().is_full());
-        store.apply(&[set(2, "a", "2")]).unwrap();
-        assert_eq!(store.persist().unwrap().unwrap().index, 2);
-        store.close().unwrap();
-        let applied = store.apply(&[set(3, "a", "3")]);
-        assert!(matches!(applied, Err(StorageError::Closed)));
-    }
-}
+mod tests;
