@@ -14,6 +14,7 @@ const FOREIGN: &[&str] = &[
     "--bench",
     "--cacert",
     "--cold",
+    "--data-binary",
     "--example",
     "--home-dir",
     "--manifest-path",

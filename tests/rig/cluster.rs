@@ -15,6 +15,10 @@ const DATA: [&str; 3] = ["three-1-redb-2.6-clean", LEADER, "three-3-redb-2.6-unc
 /// What the leader keeps: all that was ever answered.
 pub(crate) const LEADER: &str = "three-2-redb-2.6-clean";
 
+/// The guide's edit.
+const CONFIGURE_SQLITE: &str =
+    r#"sed -i 's/storage_backend = "redb"/storage_backend = "sqlite"/' /etc/aspen/config.toml"#;
+
 /// The nodes' ids.
 pub(crate) const IDS: [u64; 3] = [1, 2, 3];
 
@@ -106,16 +110,21 @@ impl Cluster {
 
     /// Edits the configuration as the guide says.
     pub(crate) fn configure_sqlite(&self, id: u64) {
-        self[id].ok(
-            r#"sed -i 's/storage_backend = "redb"/storage_backend = "sqlite"/' /etc/aspen/config.toml"#,
-        );
+        self[id].ok(CONFIGURE_SQLITE);
+    }
+
+    /// Makes `migrate` a command of each machine: the edit and a restart.
+    pub(crate) fn teach_to_migrate(&self) {
+        let script = format!("#!/bin/sh -e\n{CONFIGURE_SQLITE}\nsystemctl restart aspen-node\n");
+        for id in IDS {
+            self[id].write("/usr/bin/migrate", &script);
+            self[id].ok("chmod 755 /usr/bin/migrate");
+        }
     }
 
     /// Edits it back.
     pub(crate) fn configure_redb(&self, id: u64) {
-        self[id].ok(
-            r#"sed -i 's/storage_backend = "sqlite"/storage_backend = "redb"/' /etc/aspen/config.toml"#,
-        );
+        self[id].ok(r#"sed -i 's/= "sqlite"/= "redb"/' /etc/aspen/config.toml"#);
     }
 
     /// Cuts the power of these machines at the same time, and boots them again.
