@@ -29,7 +29,9 @@ END"#;
 fn a_cluster_of_which_one_disk_is_left_begins_anew_with_what_is_on_it() {
     Network::run(|network| {
         let cluster = Cluster::legacy(network);
-        IDS.map(|id| cluster.configure_sqlite(id));
+        for id in IDS {
+            cluster.configure_sqlite(id);
+        }
         cluster.systemctl_all("start");
         let mut clients = clients(3, &IDS.map(api));
         for client in &mut clients {
