@@ -11,14 +11,21 @@ use clap::CommandFactory as _;
 
 /// Options of other programs that the documentation shows.
 const FOREIGN: &[&str] = &[
+    "--allow-downgrades",
     "--bench",
     "--cacert",
     "--cold",
+    "--configure",
+    "--create",
     "--data-binary",
     "--example",
+    "--force-confold",
     "--home-dir",
     "--manifest-path",
+    "--no-install-recommends",
     "--nocapture",
+    "--now",
+    "--pipe",
     "--release",
     "--rounds",
     "--rows",
@@ -30,6 +37,7 @@ const FOREIGN: &[&str] = &[
     "--test",
     "--update-catalog",
     "--value-bytes",
+    "--wait",
     "--without-plain",
 ];
 /// Names in capitals that begin with `ASPEN_` and are no key: what stands for any, the file,
