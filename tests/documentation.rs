@@ -21,6 +21,7 @@ const FOREIGN: &[&str] = &[
     "--cold",
     "--configure",
     "--create",
+    "--data-binary",
     "--example",
     "--force-confold",
     "--home-dir",
