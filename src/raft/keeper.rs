@@ -4,14 +4,21 @@ use std::collections::BTreeMap;
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
+use tokio::task::AbortHandle;
 
 use super::peer::{Leader, Peers};
 use super::reads::Raft;
 use crate::telemetry::events;
 
+/// Starts [`keep`] on a task of its own.
+pub(super) fn start(raft: &Raft, peers: &Peers, leader: &Leader) -> AbortHandle {
+    let kept = keep(raft.clone(), peers.clone(), leader.clone());
+    tokio::spawn(kept).abort_handle()
+}
+
 /// Keeps what is said to peers in step with the membership, tells when this node
 /// is a member no more, and ends a change that a leader left halfway.
-pub(super) async fn keep(raft: Raft, peers: Peers, leader: Leader) {
+async fn keep(raft: Raft, peers: Peers, leader: Leader) {
     let mut changes = raft.server_metrics();
     let mut was_member = false;
     loop {

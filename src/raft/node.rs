@@ -156,8 +156,7 @@ impl Node {
         });
         let serving = peer::serve(listener, options.peer_listen, Arc::clone(&service));
         let listening = tokio::spawn(serving);
-        let keeping = keeper::keep(raft.clone(), peers.clone(), leader.clone());
-        let keeping = tokio::spawn(keeping).abort_handle();
+        let keeping = keeper::start(&raft, &peers, &leader);
         let compaction = compact::start(&raft, &log, state_machine.backend(), options.log_keep);
         let watching = watcher::start(&raft, options.id);
         let reads = Reads::start(&leader, &state_machine, options.readers);
@@ -334,7 +333,7 @@ impl Node {
 
     /// Hands leadership over before a stop, if this node leads and another can.
     /// Requests are still served. Returns once writes that others forwarded here
-    /// are answered, after some seconds at most.
+    /// are answered, after some seconds at most. The node never asks for votes again.
     pub async fn hand_over(&self) {
         let Inner {
             raft,
@@ -342,18 +341,23 @@ impl Node {
             options,
             ..
         } = &*self.0;
+        raft.runtime_config().elect(false);
+        // Votes that it asked for before may still come in.
+        let waiting = raft.wait(Some(options.election_timeout));
+        let decided = waiting.metrics(
+            |metrics| metrics.state != ServerState::Candidate,
+            "no candidate any more",
+        );
+        // One that nobody answers cannot win.
+        let _ = decided.await;
         match lead::hand_over(raft, None, options.election_timeout).await {
             Ok(_) | Err(Refusal::NotLeader) => {}
-            Err(Refusal::Refused(why)) => {
-                return tracing::info!("Leadership is not handed over: {why}");
-            }
-            Err(refusal) => {
-                tracing::warn!(
-                    MESSAGE_ID = events::LEADERSHIP_NOT_HANDED_OVER,
-                    ASPEN_TERM = raft.metrics().borrow_watched().current_term,
-                    "Leadership was not handed over in time: {refusal:?}"
-                );
-            }
+            Err(Refusal::Refused(why)) => tracing::info!("Leadership is not handed over: {why}"),
+            Err(refusal) => tracing::warn!(
+                MESSAGE_ID = events::LEADERSHIP_NOT_HANDED_OVER,
+                ASPEN_TERM = raft.metrics().borrow_watched().current_term,
+                "Leadership was not handed over in time: {refusal:?}"
+            ),
         }
         // It may have led until a moment ago.
         if timeout(ANSWER_TIME, leader.answered()).await.is_err() {

@@ -343,6 +343,79 @@ mod tests {
         assert!(asked.unwrap_err().contains("no cluster yet"));
     }
 
+    /// A node that made its cluster's id from legacy data, whose membership is at `at`.
+    fn legacy(id: u64, cluster: &str, at: u64, hosts: [&str; 2]) -> Local {
+        let local = Local::new(id, None);
+        local.join(cluster, true);
+        let addresses = hosts.map(|host| format!("{host}:7000"));
+        local.set_members(Some(at), (1..).zip(addresses).collect());
+        local
+    }
+
+    /// A legacy node that was behind when it was upgraded made another id from the
+    /// older membership that it had stored, and was refused by all others for ever.
+    #[tokio::test]
+    async fn a_legacy_node_that_was_behind_takes_the_id_of_who_knew_more() {
+        let hosts = ["a", "b"];
+        let pairs = [
+            (legacy(1, "older", 3, hosts), legacy(2, "newer", 8, hosts)),
+            (legacy(1, "newer", 8, hosts), legacy(2, "older", 3, hosts)),
+        ];
+        for (asks, answers) in pairs {
+            assert_eq!(meet(&asks, 2, &answers).await, (Ok(()), Ok(1)));
+            for node in [&asks, &answers] {
+                assert_eq!(node.cluster().as_deref(), Some("newer"));
+                assert!(!node.is_provisional());
+            }
+        }
+        // What was confirmed counts more than what is later.
+        let (asks, answers) = (legacy(1, "c", 3, hosts), legacy(2, "d", 8, hosts));
+        asks.settle("c").await.unwrap();
+        assert_eq!(meet(&asks, 2, &answers).await, (Ok(()), Ok(1)));
+        assert_eq!(answers.cluster().as_deref(), Some("c"));
+    }
+
+    #[tokio::test]
+    async fn legacy_nodes_of_two_clusters_are_not_made_one() {
+        let here = || legacy(1, "c", 3, ["a", "b"]);
+        for there in [
+            legacy(2, "d", 8, ["x", "y"]),
+            legacy(2, "d", 8, ["a", "y"]),
+            legacy(2, "d", 3, ["a", "b"]),
+        ] {
+            let asks = here();
+            let (asked, answered) = meet(&asks, 2, &there).await;
+            assert!(asked.unwrap_err().contains("cluster d, not c"));
+            assert!(answered.is_err());
+            assert_eq!(asks.cluster().as_deref(), Some("c"));
+            assert_eq!(there.cluster().as_deref(), Some("d"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_without_a_cluster_takes_that_of_who_adds_it_and_no_other_later() {
+        let new = Local::new(2, None);
+        new.wait_for_cluster();
+        assert_eq!(meet(&local(1, "c", None), 2, &new).await, (Ok(()), Ok(1)));
+        assert_eq!(new.cluster().as_deref(), Some("c"));
+        let (asked, _) = meet(&local(3, "d", None), 2, &new).await;
+        assert!(asked.unwrap_err().contains("cluster c, not d"));
+    }
+
+    #[tokio::test]
+    async fn an_id_that_comes_back_with_other_data_is_barred() {
+        let answers = local(2, "c", None);
+        assert!(meet(&local(1, "c", None), 2, &answers).await.0.is_ok());
+        let lost = local(1, "c", None);
+        let (asked, answered) = meet(&lost, 2, &answers).await;
+        assert!(asked.unwrap_err().contains("with other data"));
+        assert!(answered.is_err());
+        assert!(lost.barred().is_some());
+        // Nor is it talked to from the other side, nor by somebody else.
+        assert!(meet(&answers, 1, &lost).await.0.is_err());
+        assert!(meet(&lost, 3, &local(3, "c", None)).await.0.is_err());
+    }
+
     #[tokio::test]
     async fn a_proof_cannot_be_sent_back_to_who_made_it() {
         let answers = local(2, "c", Some("a-secret-of-all-nodes"));
