@@ -11,12 +11,17 @@ use clap::CommandFactory as _;
 
 /// Options of other programs that the documentation shows.
 const FOREIGN: &[&str] = &[
+    // aspen-rolling-restart and curl.
+    "--restart",
+    "--token-file",
+    "--retry",
     "--allow-downgrades",
     "--bench",
     "--cacert",
     "--cold",
     "--configure",
     "--create",
+    "--data-binary",
     "--example",
     "--force-confold",
     "--home-dir",

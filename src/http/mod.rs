@@ -91,6 +91,11 @@ fn router(shared: Shared) -> Router {
         .routes(at(routes!(admin::checkpoint_wal), false))
         .routes(at(routes!(admin::snapshot), false))
         .routes(at(routes!(admin::leader::transfer), false))
+        .routes(at(
+            routes!(admin::members::list, admin::members::set),
+            false,
+        ))
+        .routes(at(routes!(admin::members::remove), false))
         .routes(at(routes!(backup::backup), false))
         .routes(at(routes!(admin::digest), false))
         .split_for_parts();

@@ -191,6 +191,12 @@ failures! {
     /// Of what works on the files.
     Files = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         Busy NoLeader Timeout DiskFull Storage;
+    /// Of a removal of a member.
+    RemoveMember = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest NoSuchMember Refused NotYet NoLeader CommandUnconfirmed;
+    /// Of an addition or a change of one.
+    ChangeMembers = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest BodyTooSlow BodyTooLarge NotJson Refused NotYet NoLeader CommandUnconfirmed;
     /// Of a transfer of leadership.
     Lead = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest BodyTooSlow BodyTooLarge NotJson NoSuchMember Refused NotYet NoLeader

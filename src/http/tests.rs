@@ -26,6 +26,8 @@ pub(super) fn status() -> Status {
     Status {
         node_id: 1,
         cluster_id: "c".to_owned(),
+        membership: "voter",
+        barred: None,
         role: "leader",
         term: 5,
         leader: Some(1),
@@ -98,7 +100,7 @@ async fn every_route_takes_the_methods_that_are_described_and_says_so() {
     let described = described();
     assert!(described.len() >= 12, "{described:?}");
     for (path, methods) in described {
-        let path = path.replace("{key}", "a/b");
+        let path = path.replace("{key}", "a/b").replace("{id}", "7");
         let (status, response) = ask(&router, &Method::PATCH, &path).await;
         assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
         let allowed = response.headers()[header::ALLOW].to_str().unwrap();
@@ -122,7 +124,7 @@ async fn before_the_node_serves_all_but_health_is_told_to_come_back() {
         for (path, methods) in described() {
             for method in methods {
                 let method = method.parse().unwrap();
-                let path = path.replace("{key}", "a/b");
+                let path = path.replace("{key}", "a/b").replace("{id}", "7");
                 let (status, response) = ask(&router, &method, &path).await;
                 // Who watches the node watches it in every phase.
                 if ["/livez", "/metrics"].contains(&path.as_str()) {

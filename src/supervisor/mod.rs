@@ -337,6 +337,7 @@ impl<'a> Life<'a> {
             members: members
                 .map(|(id, member)| (*id, member.peer.clone()))
                 .collect(),
+            join: settings.cluster.join,
             peer_listen: settings.cluster.peer_listen,
             secret: settings.cluster.secret.clone(),
             tls: settings.cluster.tls(),

@@ -124,6 +124,10 @@ events! {
     MEMBER_CHANGED = "c96913fa8d2b418b99f04dc7e6f88abe" [ASPEN_MEMBER, ASPEN_PEER_ADDRESS, ASPEN_VOTER];
     /// A member has left the cluster.
     MEMBER_REMOVED = "1deb9519c8424b5ab43585df39f5d7f5" [ASPEN_MEMBER];
+    /// This node is a member of its cluster no more.
+    NODE_REMOVED = "ef01b85ad54249e384781dc204d50caf" [ASPEN_MEMBER];
+    /// This node's id was known with other data; it takes no part in the cluster.
+    NODE_BARRED = "3f04b424ac964df08a13e04d04ecf6f9" [ASPEN_MEMBER];
     /// Another node is reached, at first or again.
     PEER_CONNECTED = "74a571d8c84c487c93bcc57c68f654c1" [ASPEN_MEMBER, ASPEN_PEER_ADDRESS];
     /// Another node cannot be reached.

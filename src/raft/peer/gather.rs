@@ -129,6 +129,10 @@ impl Leader {
         };
         match answered.await {
             Ok(Answer::Written(fates)) if fates.len() == count => fates,
+            Ok(Answer::NoMember(at)) => {
+                self.peers.local().removed(at);
+                vec![Fate::NotLeader; count]
+            }
             Ok(_) => vec![Fate::Unconfirmed; count],
             Err(error) if error.is_undone() => vec![Fate::NotLeader; count],
             Err(error) => {

@@ -64,7 +64,7 @@ async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> 
     loop {
         let members = metrics.borrow_watched().membership_config.clone();
         let members = members.membership().nodes().map(|(id, _)| *id);
-        if has_others(&members.collect::<Vec<_>>(), service.local().id) {
+        if has_others(&members.collect::<Vec<_>>(), service.local().id()) {
             break;
         }
         metrics.changed().await.ok()?;
@@ -87,6 +87,7 @@ async fn accept(listener: &TcpListener, service: &Arc<Service>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let said = Arc::new(Said::default());
     let mut connections = JoinSet::new();
+    let mut leaving = pin!(service.left());
     loop {
         // What has ended is forgotten.
         while connections.try_join_next().is_some() {}
@@ -94,7 +95,11 @@ async fn accept(listener: &TcpListener, service: &Arc<Service>) {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut leaving => break,
+        };
+        match accepted {
             Ok((stream, from)) => {
                 let (service, said) = (Arc::clone(service), Arc::clone(&said));
                 connections.spawn(connection(stream, from, service, said, place));
@@ -105,6 +110,8 @@ async fn accept(listener: &TcpListener, service: &Arc<Service>) {
             }
         }
     }
+    // Those that there are end by themselves; dropped, they would be cut off.
+    while connections.join_next().await.is_some() {}
 }
 
 async fn connection(
@@ -137,7 +144,7 @@ async fn connection(
         }
     };
     tracing::debug!("Node {from} connected from {address}");
-    let mut leaving = service.leaving.subscribe();
+    let leaving = service.left();
     let answer = service_fn(move |request| Arc::clone(&service).answer(from, request));
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
@@ -149,7 +156,7 @@ async fn connection(
     let mut serving = pin!(http.serve_connection(TokioIo::new(stream), answer));
     let served = tokio::select! {
         served = &mut serving => served,
-        () = async { drop(leaving.wait_for(|leaving| *leaving).await) } => {
+        () = leaving => {
             // Requests that are under way end, and no others begin.
             serving.as_mut().graceful_shutdown();
             serving.await
