@@ -42,6 +42,8 @@ pub(crate) struct Place {
     /// A file system of its own, where it has one.
     pub(crate) disk: Option<Disk>,
     pub(crate) environment: Vec<(String, String)>,
+    /// Whether it was there when the cluster was formed.
+    founds: bool,
     running: Option<Node>,
 }
 
@@ -73,18 +75,20 @@ impl Site {
             net,
             addresses: Addresses::default(),
             places: BTreeMap::new(),
+            last: 0,
         };
         for (id, backend) in (1..).zip(backends) {
-            site.place(id, backend);
+            site.place(id, backend, true);
         }
         site
     }
 
-    fn place(&mut self, id: u64, backend: &'static str) {
+    fn place(&mut self, id: u64, backend: &'static str, founds: bool) {
         let place = Place {
             backend,
             disk: None,
             environment: Vec::new(),
+            founds,
             running: None,
         };
         self.places.insert(id, place);
@@ -93,6 +97,7 @@ impl Site {
             Net::Relays(links, _) => links.relay(public, real),
             Net::Spaces(spaces) => spaces.add(),
         }
+        self.last = id;
         self.addresses.write().unwrap().insert(id, self.http(id));
     }
 
@@ -133,20 +138,26 @@ impl Site {
 
     fn launch(&self, id: u64) -> Launch {
         let place = &self.places[&id];
-        let members = self.places.keys().map(|id| {
+        // Others are told where the members are by whoever adds them.
+        let founders = self
+            .places
+            .iter()
+            .filter(|(_, other)| place.founds && other.founds);
+        let members = founders.map(|(id, _)| {
             let (peer, http) = (self.peer(*id), self.http(*id));
             format!("{id} = {{ peer = \"{peer}\", http = \"{http}\" }}\n")
         });
         let text = format!(
             "[node]\nid = {id}\ndata_dir = \"{}\"\n[http]\nlisten = \"{}\"\n\
              insecure = true\n[cluster]\nstorage_backend = \"{}\"\npeer_listen = \"{}\"\n\
-             secret = \"known-to-all-nodes-of-this-cluster\"\n[cluster.initial_members]\n{}\
+             secret = \"known-to-all-nodes-of-this-cluster\"\njoin = {}\n[cluster.initial_members]\n{}\
              [raft]\nelection_timeout_ms = 500\nheartbeat_ms = 80\nlog_keep = {LOG_KEEP}\n\
              [log]\nfile = \"{}\"\n",
             self.data(id).display(),
             self.http(id),
             place.backend,
             self.peer_listen(id),
+            !place.founds,
             members.collect::<String>(),
             self.log(id).display(),
         );
@@ -272,6 +283,48 @@ impl Site {
         if let Ok(answer) = client.ask("POST", "/admin/leader", Some(&body)) {
             assert!(![404, 405].contains(&answer.status), "{answer:?}");
         }
+    }
+
+    /// Makes a new node, and a voter of it, whoever has to be asked for that.
+    pub(crate) fn add_voter(&mut self) -> u64 {
+        let id = self.last + 1;
+        self.place(id, "sqlite", false);
+        self.start(id);
+        let (peer, role) = (self.peer(id).to_string(), "voter");
+        let body = serde_json::json!({ "id": id, "peer": peer, "role": role });
+        self.until_changed("POST", "/admin/members", Some(&body), &[200]);
+        id
+    }
+
+    /// Removes a member, which may run or not.
+    pub(crate) fn remove_member(&mut self, id: u64) {
+        // Also when the answer to an earlier try was lost.
+        let target = format!("/admin/members/{id}");
+        self.until_changed("DELETE", &target, None, &[200, 404]);
+    }
+
+    /// Asks one node after the other until the members are as they shall be.
+    fn until_changed(&self, method: &str, target: &str, body: Option<&Json>, done: &[u16]) {
+        let mut nodes = self.ids().into_iter().cycle();
+        eventually(&format!("{method} {target} is never done"), || {
+            let mut client = Client::patient(self.http(nodes.next().unwrap()), PATIENCE);
+            let answer = client.ask(method, target, body).ok()?;
+            let is_done = done.contains(&answer.status);
+            assert!(
+                is_done || [409, 503, 504].contains(&answer.status),
+                "{answer:?}"
+            );
+            is_done.then_some(())
+        });
+    }
+
+    /// Gives up the place of a node that is no member any more.
+    pub(crate) fn forget(&mut self, id: u64) {
+        self.addresses.write().unwrap().remove(&id);
+        if self.is_running(id) {
+            self.kill(id);
+        }
+        self.places.remove(&id);
     }
 
     /// Has a node that is stopped begin with the other engine: what it holds is

@@ -231,6 +231,37 @@ pub(crate) const TRANSFER: Trouble = Trouble {
     },
 };
 
+/// A voter comes, or goes, and is not told to stop before it is one no more.
+pub(crate) const MEMBERS: Trouble = Trouble {
+    name: "members",
+    strike: |site, dice| {
+        // Three to five of them.
+        let count = site.ids().len();
+        if count < 4 || (count < 5 && dice.random()) {
+            site.add_voter();
+        } else {
+            let victim = victim(site, dice);
+            site.remove_member(victim);
+            std::thread::sleep(a_while(dice));
+            site.forget(victim);
+        }
+    },
+};
+
+/// A disk is lost with all that is on it; a new node takes the place of its own.
+pub(crate) const LOST_DISK: Trouble = Trouble {
+    name: "lost disk",
+    strike: |site, dice| {
+        let victim = victim(site, dice);
+        site.kill(victim);
+        std::fs::remove_dir_all(site.data(victim)).unwrap();
+        std::thread::sleep(a_while(dice));
+        site.remove_member(victim);
+        site.forget(victim);
+        site.add_voter();
+    },
+};
+
 /// A node goes over to the other engine: by a start to SQLite, by hand back to redb.
 pub(crate) const MIGRATE: Trouble = Trouble {
     name: "migrate",
