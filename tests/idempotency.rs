@@ -191,11 +191,36 @@ fn what_was_remembered_is_there_after_the_tools_way_back_and_after_the_migration
     let mut node = on(&dir, "sqlite").start();
     let address = node.ready();
     assert!(!redb.exists());
+    let record = get(address, "/status").json()["migration"].clone();
+    assert_eq!(record["to"], "sqlite", "{record}");
+    let history = std::fs::read_to_string(dir.join("migrations.jsonl")).unwrap();
+    let count = format!("\"idempotency_keys\":{}", REQUESTS.len() + 1);
+    assert!(history.contains(&count), "{history}");
     assert_eq!(digest(address), known);
     assert_eq!(send_all(address, true), first);
     let again = once(address, "since", "PUT", "/api/kv/since", SET);
     assert_eq!(told(&again), (200, since.body.as_str(), true));
     node.stop().with(0);
+}
+
+#[test]
+fn a_source_with_a_damaged_memory_of_writes_is_refused_and_stays() {
+    let dir = scratch();
+    let mut node = on(&dir, "sqlite").start();
+    send_all(node.ready(), false);
+    node.stop().with(0);
+    let (sqlite, redb) = (dir.join("state-machine.db"), dir.join("state-machine.redb"));
+    let damage = "UPDATE aspen_idempotency SET record = x'0102' WHERE key = 'lost'";
+    read::query(&sqlite, damage);
+    let before = read::sha256(&sqlite);
+    for options in [["--full-verify"].as_slice(), &["--verify"], &[]] {
+        let run = convert(&sqlite, &redb, options);
+        assert_eq!(run.code, 65, "{run:?}");
+        assert!(run.err.contains("is damaged"), "{}", run.err);
+        assert!(run.err.contains("idempotent write"), "{}", run.err);
+        assert!(!redb.exists());
+        assert_eq!(read::sha256(&sqlite), before);
+    }
 }
 
 #[test]

@@ -75,7 +75,13 @@ fn a_backup_is_a_whole_database_with_a_name() {
         let dir = scratch();
         let mut node = node_on(&dir).env("ASPEN_STORAGE_BACKEND", backend).start();
         let address = node.ready();
-        fill(address, 30);
+        fill(address, 29);
+        let once = [
+            ("Content-Type", "application/json"),
+            ("Idempotency-Key", "k"),
+        ];
+        let (head, _) = exchange(address, "PUT", "/api/kv/once", &once, r#"{"value":"v"}"#);
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         let (head, bytes) = exchange(address, "GET", "/admin/backup", &[], "");
         let applied = get(address, "/health").json()["last_applied"].clone();
         let head = head.to_ascii_lowercase();
@@ -96,10 +102,41 @@ fn a_backup_is_a_whole_database_with_a_name() {
             read::query(&copy, "SELECT count(*) FROM state_machine_kv"),
             [["30"]]
         );
+        assert_eq!(
+            read::query(&copy, "SELECT key FROM aspen_idempotency"),
+            [["k"]]
+        );
         let head = request(address, "HEAD", "/admin/backup", &[("Host", "localhost")]);
         assert_eq!((head.status, head.body.as_str()), (200, ""));
         node.stop().with(0);
     }
+}
+
+#[test]
+fn a_digest_is_the_same_whatever_the_engine_and_whoever_asks_for_it_first() {
+    let mut told = Vec::new();
+    for backend in ["sqlite", "redb", "memory"] {
+        let dir = scratch();
+        let mut node = node_on(&dir).env("ASPEN_STORAGE_BACKEND", backend).start();
+        let address = node.ready();
+        let empty = get(address, "/admin/digest").json();
+        assert_eq!(
+            (&empty["keys"], &empty["idempotency_keys"]),
+            (&0.into(), &0.into())
+        );
+        fill(address, 30);
+        let digest = get(address, "/admin/digest").json();
+        assert_eq!(digest["keys"], 30);
+        assert_eq!(digest["checksum"].as_str().unwrap().len(), 32);
+        assert_ne!(digest["checksum"], empty["checksum"]);
+        let applied = get(address, "/health").json()["last_applied"].clone();
+        assert_eq!(digest["last_applied"]["index"], applied);
+        let head = request(address, "HEAD", "/admin/digest", &[("Host", "localhost")]);
+        assert_eq!((head.status, head.body.as_str()), (200, ""));
+        told.push(digest);
+        node.stop().with(0);
+    }
+    assert!(told.iter().all(|digest| *digest == told[0]), "{told:?}");
 }
 
 #[test]

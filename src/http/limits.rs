@@ -370,6 +370,15 @@ mod tests {
     }
 
     #[test]
+    fn one_digest_is_computed_at_a_time() {
+        let limits = Limits::default();
+        let first = limits.digest().unwrap();
+        assert_eq!(limits.digest().unwrap_err().code(), Code::Busy);
+        drop(first);
+        assert!(limits.digest().is_ok());
+    }
+
+    #[test]
     fn requests_are_counted_while_they_last() {
         let limits = Limits::default();
         let entered: Vec<_> = (0..MAX_REQUESTS).map(|_| limits.enter()).collect();

@@ -216,6 +216,7 @@ fn run(request: &Request<'_>, control: &Control<'_>) -> Result<Converted, Migrat
             target_kind: request.target_kind,
             backup: backup.path(),
             digest: made.digest,
+            idempotency: made.idempotency,
             metadata: &made.metadata,
             verified: request.verify,
             seconds,
@@ -264,6 +265,7 @@ pub fn survey(request: &Request<'_>, control: &Control<'_>) -> Result<Record, Mi
             target_kind: request.target_kind,
             backup: None,
             digest: Digest { rows, hash: 0 },
+            idempotency: Digest::default(),
             metadata: &metadata,
             verified: Verified::None,
             seconds: Seconds::default(),
@@ -281,6 +283,7 @@ pub(super) fn refuse(problems: Vec<Problem>) -> Result<(), MigrationError> {
 
 struct Made {
     digest: Digest,
+    idempotency: Digest,
     metadata: Metadata,
 }
 
@@ -353,6 +356,7 @@ fn copy_and_verify(
         temporary,
         Made {
             digest: read.digest,
+            idempotency: read.idempotency,
             metadata,
         },
     ))

@@ -88,6 +88,9 @@ pub struct Record {
     pub keys: u64,
     /// xxh3-128 of all rows; see [`crate::format::digest`].
     pub checksum: String,
+    /// Idempotent writes that are remembered; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_keys: Option<u64>,
     /// How the copy was verified.
     pub verified: Verified,
     /// The last applied entry.
@@ -164,6 +167,7 @@ impl Begun {
             backup: copy.backup.map(Path::to_owned),
             keys: copy.digest.rows,
             checksum: copy.digest.to_string(),
+            idempotency_keys: Some(copy.idempotency.rows).filter(|rows| *rows > 0),
             verified: copy.verified,
             last_applied: copy.metadata.last_applied,
             seconds: Seconds {
@@ -188,6 +192,8 @@ pub struct Copy<'a> {
     pub backup: Option<&'a Path>,
     /// Rows and their checksum.
     pub digest: Digest,
+    /// Idempotent writes and their checksum.
+    pub idempotency: Digest,
     /// Raft metadata.
     pub metadata: &'a Metadata,
     /// How it was verified.

@@ -4,6 +4,9 @@ pub(crate) mod raft_log;
 pub(crate) mod redb;
 pub(crate) mod sqlite;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
 use super::source::SourceError;

@@ -22,9 +22,9 @@ use crate::migration::source::Metadata;
 const KV: TableDefinition<'_, &str, &str> = TableDefinition::new(tables::KV);
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::META);
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::SNAPSHOTS);
-const IDEMPOTENCY: TableDefinition<'_, u64, (&str, &[u8])> =
+pub(super) const IDEMPOTENCY: TableDefinition<'_, u64, (&str, &[u8])> =
     TableDefinition::new(tables::IDEMPOTENCY);
-const IDEMPOTENCY_KEYS: TableDefinition<'_, &str, u64> =
+pub(super) const IDEMPOTENCY_KEYS: TableDefinition<'_, &str, u64> =
     TableDefinition::new(tables::IDEMPOTENCY_KEYS);
 pub(super) const RAFT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
 pub(super) const RAFT_META: TableDefinition<'_, &str, &[u8]> =

@@ -4,6 +4,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::format::entry::{Idempotent, Plain};
+use crate::storage::Contents;
 use Backend::{Memory, Redb, Sqlite};
 
 const VALUE: &str = "a value that takes its place in the log and in the state machine";
@@ -83,6 +85,35 @@ async fn a_snapshot_goes_on_where_its_connection_broke() {
     get_by_snapshot(cluster).await;
 }
 
+/// A write that happens once.
+fn once(key: &str) -> Request {
+    let change = Plain::Set {
+        key: key.to_owned(),
+        value: VALUE.to_owned(),
+    };
+    let once = Idempotent::new(format!("once-{key}"), change);
+    Request::Idempotent(Box::new(once.unwrap()))
+}
+
+/// The digest that all nodes have, once they have applied the same.
+async fn held_by_all(cluster: &Cluster) -> Contents {
+    let look = async {
+        loop {
+            let mut held = Vec::new();
+            for node in cluster.nodes() {
+                held.push(node.digest().await.unwrap());
+            }
+            if held.iter().all(|h| h.last_applied == held[0].last_applied) {
+                return held;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let held = tokio::time::timeout(PATIENCE, look).await.unwrap();
+    assert!(held.iter().all(|h| *h == held[0]), "{held:?}");
+    held[0]
+}
+
 async fn by_snapshot(backends: &[Backend]) {
     get_by_snapshot(Cluster::new(backends)).await;
 }
@@ -94,7 +125,9 @@ async fn get_by_snapshot(mut cluster: Cluster) {
         cluster.start(id).await;
     }
     let count = 20_000;
-    let last = write_without_the_third(&mut cluster, count).await;
+    let first = cluster.node(1).write(once("first")).await.unwrap();
+    write_without_the_third(&mut cluster, count).await;
+    let last = cluster.node(1).write(once("late")).await.unwrap().index;
     for id in [1, 2] {
         let node = cluster.node(id);
         eventually("a purged log", || {
@@ -106,6 +139,8 @@ async fn get_by_snapshot(mut cluster: Cluster) {
     holds_all(cluster.node(3), count, last).await;
     let purged = cluster.node(3).status().last_purged;
     assert!(purged.is_some(), "it got the entries, not a snapshot");
+    let held = held_by_all(&cluster).await;
+    assert_eq!(held.idempotency.rows, 2);
     // It goes on as a member like the others, after a restart too.
     cluster.stop(3).await;
     cluster.start(3).await;
@@ -113,6 +148,11 @@ async fn get_by_snapshot(mut cluster: Cluster) {
     for node in cluster.nodes() {
         assert_eq!(get(node, "late").await.as_deref(), Some(VALUE));
     }
+    // And when it leads it knows from the snapshot what has happened already.
+    cluster.node(1).transfer_leadership(Some(3)).await.unwrap();
+    let again = cluster.node(3).write(once("first")).await.unwrap();
+    assert_eq!((again.index, again.replayed), (first.index, true));
+    held_by_all(&cluster).await;
     let dir = DataDir::new(cluster.dirs[2].path());
     assert!(!dir.received().exists() && !dir.copy().exists());
 }

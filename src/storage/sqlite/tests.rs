@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::format::entry::{Payload, Request};
+use crate::format::entry::{Idempotent, Payload, Plain, Request};
 use crate::migration::target::sqlite::create_empty;
 
 fn bed(threshold: u64) -> (TempDir, Sqlite) {
@@ -31,6 +31,45 @@ fn entry(index: u64, key: &str, value: &str) -> Entry {
         log_id,
         payload: Payload::Normal(Request::Set { key, value }),
     }
+}
+
+/// A file that a legacy node on SQLite made has no table of idempotent writes.
+#[test]
+fn the_table_of_idempotent_writes_comes_with_the_first_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state-machine.db");
+    create_empty(&path).unwrap();
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch("DROP TABLE aspen_idempotency")
+        .unwrap();
+    connection.close().unwrap();
+    let store = Sqlite::open(&path, 3).unwrap();
+    let has_table = || {
+        store
+            .shared
+            .pool
+            .read(|c| sqlite::has_table(c, sqlite::IDEMPOTENCY))
+    };
+    store.apply(&[entry(1, "a", "1")]).unwrap();
+    let held = store.digest(&AtomicBool::new(false)).unwrap();
+    assert_eq!((held.pairs.rows, held.idempotency.rows), (1, 0));
+    assert!(!has_table().unwrap());
+    let change = Plain::Delete { key: "a".into() };
+    let once = Box::new(Idempotent::new("k".into(), change).unwrap());
+    let again = Entry {
+        payload: Payload::Normal(Request::Idempotent(once)),
+        ..entry(2, "", "")
+    };
+    let outcomes = store.apply(&[again.clone(), entry(3, "a", "2"), again]);
+    let replayed = Outcome::ReplayedDone {
+        index: 2,
+        deleted: 1,
+    };
+    assert_eq!(outcomes.unwrap()[2], replayed);
+    assert!(has_table().unwrap());
+    let held = store.digest(&AtomicBool::new(false)).unwrap();
+    assert_eq!((held.pairs.rows, held.idempotency.rows), (1, 1));
 }
 
 /// Sets a random-looking key for each index.

@@ -1,12 +1,9 @@
 //! A request with an idempotency key happens once, on every engine, however
 //! often it is in the log; and what is remembered of it is bounded.
 
-use std::sync::atomic::AtomicBool;
-
 use super::{Bed, at, digest, once, set};
 use crate::format::entry::{Outcome, Plain};
 use crate::format::idempotency::{MAX_BYTES, MAX_RECORDS, MAX_VALUE_BYTES};
-use crate::storage::StorageError;
 
 fn put(key: &str, value: &str) -> Plain {
     Plain::Set {
@@ -170,61 +167,5 @@ fn the_oldest_are_forgotten_when_they_take_too_much() {
         let last = 2 + conflicts;
         let outcomes = bed.store.apply(&[once(last, "k2", put("a", "1"))]);
         assert_eq!(outcomes.unwrap(), [DONE], "{:?}", bed.engine);
-    }
-}
-
-#[test]
-fn engines_with_the_same_entries_have_the_same_digest_and_only_they() {
-    let beds = Bed::all();
-    let entries = [
-        set(1, "b", "2"),
-        set(2, "a", "1"),
-        once(3, "k", put("c", "3")),
-        set(4, "a", ""),
-    ];
-    let of = |bed: &Bed| digest(&*bed.store);
-    for bed in &beds {
-        assert_eq!(of(bed).pairs.rows, 0);
-        assert_eq!(of(bed), of(&beds[0]));
-    }
-    for bed in &beds {
-        bed.store.apply(&entries).unwrap();
-        assert_eq!(of(bed).last_applied, Some(at(4)));
-    }
-    for bed in &beds {
-        assert_eq!(of(bed), of(&beds[0]), "{:?}", bed.engine);
-    }
-    let (known, other) = (of(&beds[0]), Bed::new(super::Engine::Memory));
-    other.store.apply(&entries[..2]).unwrap();
-    let plain = [set(3, "c", "3"), set(4, "a", "")];
-    other.store.apply(&plain).unwrap();
-    let found = of(&other);
-    assert_eq!(found.pairs, known.pairs);
-    assert_ne!(found.idempotency, known.idempotency);
-}
-
-/// The digest that the migration puts on record and `aspen-migrate` prints.
-#[test]
-fn the_digest_is_the_migrations() {
-    use crate::format::digest::Digester;
-    for bed in Bed::all() {
-        let big = "v".repeat(200_000);
-        let entries = [set(1, "b", &big), set(2, "a", "1"), set(3, "\u{e9}", "")];
-        bed.store.apply(&entries).unwrap();
-        let mut digester = Digester::default();
-        for (key, value) in [("a", "1"), ("b", &big), ("\u{e9}", "")] {
-            digester.row(key.as_bytes(), value.as_bytes());
-        }
-        assert_eq!(digest(&*bed.store).pairs, digester.finish());
-    }
-}
-
-#[test]
-fn a_digest_ends_when_nobody_wants_it() {
-    for bed in Bed::all() {
-        let entries: Vec<_> = (1..2000).map(|n| set(n, &n.to_string(), "v")).collect();
-        bed.store.apply(&entries).unwrap();
-        let stopped = bed.store.digest(&AtomicBool::new(true));
-        assert!(matches!(stopped, Err(StorageError::Closed)));
     }
 }

@@ -1,6 +1,7 @@
 //! What every engine promises, one suite for all three.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod digest;
 mod idempotency;
 mod model;
 mod promises;
