@@ -51,20 +51,37 @@ impl Client {
         target: &str,
         body: Option<&Value>,
     ) -> io::Result<Answer> {
-        let answer = self.exchange(method, target, body);
+        self.ask_with("", method, target, body)
+    }
+
+    /// The same with further headers, each ending its line.
+    pub(crate) fn ask_with(
+        &mut self,
+        headers: &str,
+        method: &str,
+        target: &str,
+        body: Option<&Value>,
+    ) -> io::Result<Answer> {
+        let answer = self.exchange(headers, method, target, body);
         if answer.is_err() {
             self.connection = None;
         }
         answer
     }
 
-    fn exchange(&mut self, method: &str, target: &str, body: Option<&Value>) -> io::Result<Answer> {
+    fn exchange(
+        &mut self,
+        headers: &str,
+        method: &str,
+        target: &str,
+        body: Option<&Value>,
+    ) -> io::Result<Answer> {
         self.connect()?;
         let mut connection = self.connection.take().unwrap();
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = format!(
             "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
+             {headers}Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
         connection.get_mut().write_all(request.as_bytes())?;

@@ -20,6 +20,7 @@ mod checker;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
+mod data;
 mod history;
 mod links;
 mod run;

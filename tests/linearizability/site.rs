@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value as Json;
 
 use crate::clients::Addresses;
@@ -53,6 +54,8 @@ pub(crate) struct Site {
     net: Net,
     pub(crate) addresses: Addresses,
     pub(crate) places: BTreeMap<u64, Place>,
+    /// The last id that was given out: none is used again.
+    last: u64,
 }
 
 impl Site {
@@ -150,14 +153,14 @@ impl Site {
         let text = format!(
             "[node]\nid = {id}\ndata_dir = \"{}\"\n[http]\nlisten = \"{}\"\n\
              insecure = true\n[cluster]\nstorage_backend = \"{}\"\npeer_listen = \"{}\"\n\
-             secret = \"known-to-all-nodes-of-this-cluster\"\njoin = {}\n[cluster.initial_members]\n{}\
+             secret = \"known-to-all-nodes-of-this-cluster\"\n{}[cluster.initial_members]\n{}\
              [raft]\nelection_timeout_ms = 500\nheartbeat_ms = 80\nlog_keep = {LOG_KEEP}\n\
              [log]\nfile = \"{}\"\n",
             self.data(id).display(),
             self.http(id),
             place.backend,
             self.peer_listen(id),
-            !place.founds,
+            if place.founds { "" } else { "join = true\n" },
             members.collect::<String>(),
             self.log(id).display(),
         );
@@ -382,6 +385,16 @@ impl Site {
         self.places[&id].running.as_ref().unwrap().signal(signal);
     }
 
+    /// Has a node do nothing for a while, from now on.
+    pub(crate) fn pause_for(&self, id: u64, time: Duration) -> JoinHandle<()> {
+        let pid = self.places[&id].running.as_ref().unwrap().pid();
+        kill(pid, Signal::SIGSTOP).unwrap();
+        std::thread::spawn(move || {
+            std::thread::sleep(time);
+            kill(pid, Signal::SIGCONT).unwrap();
+        })
+    }
+
     pub(crate) fn is_running(&self, id: u64) -> bool {
         self.places[&id].running.is_some()
     }
@@ -441,50 +454,6 @@ impl Site {
                 .all(|id| purged(id).is_some_and(|to| to > index));
             purged.then_some(())
         });
-    }
-
-    /// Waits until nodes have applied the same entries; what they then hold must
-    /// be the same, and is returned.
-    pub(crate) fn same_data(&self) -> BTreeMap<String, String> {
-        eventually("the nodes never apply the same", || {
-            let applied = || {
-                self.ids()
-                    .into_iter()
-                    .map(|id| self.status(id)?["last_applied"].as_u64())
-            };
-            let applied: Option<Vec<u64>> = applied().collect();
-            let applied = applied?;
-            applied.windows(2).all(|two| two[0] == two[1]).then_some(())
-        });
-        let mut data = self.ids().into_iter().map(|id| (id, self.holds(id)));
-        let (_, first) = data.next().unwrap();
-        for (id, other) in data {
-            assert!(
-                first == other,
-                "node {id} does not hold what the first one does"
-            );
-        }
-        first
-    }
-
-    /// Everything that a node itself holds.
-    fn holds(&self, id: u64) -> BTreeMap<String, String> {
-        let mut client = Client::new(self.http(id));
-        let (mut pairs, mut after) = (BTreeMap::new(), String::new());
-        loop {
-            let target = format!("/api/kv?limit=1000&consistency=stale{after}");
-            let page = client.ask("GET", &target, None).unwrap();
-            assert_eq!(page.status, 200, "{page:?}");
-            let page = page.json();
-            for pair in page["pairs"].as_array().unwrap() {
-                let text = |field: &str| pair[field].as_str().unwrap().to_owned();
-                pairs.insert(text("key"), text("value"));
-            }
-            match page["next"].as_str() {
-                Some(next) => after = format!("&after={}", next.replace('/', "%2F")),
-                None => return pairs,
-            }
-        }
     }
 }
 

@@ -231,18 +231,27 @@ pub(crate) const TRANSFER: Trouble = Trouble {
     },
 };
 
-/// A voter comes, or goes, and is not told to stop before it is one no more.
+/// A voter comes, or goes and runs on; somebody is paused meanwhile, at times.
 pub(crate) const MEMBERS: Trouble = Trouble {
     name: "members",
     strike: |site, dice| {
+        let (idle, time) = (victim(site, dice), a_while(dice));
+        let paused = dice.random::<bool>().then(|| site.pause_for(idle, time));
         // Three to five of them.
         let count = site.ids().len();
-        if count < 4 || (count < 5 && dice.random()) {
+        let gone = if count < 4 || (count < 5 && dice.random()) {
             site.add_voter();
+            None
         } else {
             let victim = victim(site, dice);
             site.remove_member(victim);
-            std::thread::sleep(a_while(dice));
+            Some(victim)
+        };
+        std::thread::sleep(a_while(dice));
+        if let Some(paused) = paused {
+            paused.join().unwrap();
+        }
+        if let Some(victim) = gone {
             site.forget(victim);
         }
     },
