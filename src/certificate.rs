@@ -91,6 +91,8 @@ pub(crate) struct Names {
 pub(crate) struct Own {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
+    /// When the certificate ends, in seconds since 1970; 0 where that cannot be told.
+    pub(crate) ends: u64,
     pub(crate) doubts: Vec<String>,
 }
 
@@ -106,6 +108,10 @@ pub(crate) fn own(
 ) -> Result<Own, TlsError> {
     let chain = all(certificate, ("certificate", names.certificate))?;
     let first = chain.first();
+    let ends = first.and_then(ends).map_or(0, |ends| {
+        let since = ends.duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs())
+    });
     let mut doubts: Vec<_> = first
         .and_then(|own| about_validity(certificate, own, now))
         .into_iter()
@@ -119,6 +125,7 @@ pub(crate) fn own(
     Ok(Own {
         chain,
         key: private,
+        ends,
         doubts,
     })
 }
@@ -149,6 +156,31 @@ fn no_pem(path: &Path, (what, key): Wanted, source: pem::Error) -> TlsError {
         what,
         key,
         source: Some(source).filter(|source| !matches!(source, pem::Error::NoItemsFound)),
+    }
+}
+
+/// The end of a certificate. What the parser is too strict for has none that we know.
+fn ends(der: &CertificateDer<'_>) -> Option<SystemTime> {
+    let parsed = x509_cert::Certificate::from_der(der).ok()?;
+    let validity = parsed.tbs_certificate.validity;
+    Some(validity.not_after.to_system_time())
+}
+
+/// What to say about a certificate in use that ends so many seconds after 1970, if anything.
+pub(crate) fn about_end(path: &Path, ends: u64, now: SystemTime) -> Option<String> {
+    let ends = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(ends))?;
+    let left = ends.duration_since(now).unwrap_or_default();
+    let path = path.display();
+    match left.as_secs() / (24 * 60 * 60) {
+        _ if left >= SOON => None,
+        0 if left.is_zero() => Some(format!(
+            "The certificate in use has expired: clients refuse it; put a newer one into {path} \
+             and reload the node"
+        )),
+        days => Some(format!(
+            "The certificate in use expires in {days} days; put a newer one into {path} and reload \
+             the node"
+        )),
     }
 }
 
@@ -193,4 +225,25 @@ fn about_readers(path: &Path) -> Option<String> {
         let path = path.display();
         format!("The private key in {path} can be read by every user of this machine; chmod 640 it")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_in_use_is_told_of_from_two_weeks_before_its_end() {
+        let path = Path::new("/etc/aspen/tls.crt");
+        let ends = 1_800_000_000;
+        let before = |days: u64| {
+            let now = Duration::from_secs(ends - days * 24 * 60 * 60);
+            about_end(path, ends, SystemTime::UNIX_EPOCH + now)
+        };
+        assert_eq!(before(14), None);
+        let told = before(13).unwrap_or_default();
+        assert!(told.contains("expires in 13 days"), "{told}");
+        assert!(told.contains("/etc/aspen/tls.crt"), "{told}");
+        let told = before(0).unwrap_or_default();
+        assert!(told.contains("has expired"), "{told}");
+    }
 }

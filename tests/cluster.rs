@@ -171,7 +171,8 @@ fn a_leader_that_is_stopped_under_load_hands_over_and_no_request_elsewhere_fails
     }
     assert!(handed_over > 0);
     for writer in &mut writers {
-        // Nobody was refused for want of a leader.
+        // Nobody was left in doubt, or refused for want of a leader.
+        assert_eq!(writer.unknown, 0, "{:?}", writer.codes);
         let codes: Vec<_> = writer.codes.iter().map(String::as_str).collect();
         assert!(codes.iter().all(|code| *code == "bad_request"), "{codes:?}");
         writer.check(cluster.address(1));

@@ -11,24 +11,39 @@ use clap::CommandFactory as _;
 
 /// Options of other programs that the documentation shows.
 const FOREIGN: &[&str] = &[
+    // aspen-rolling-restart and curl.
+    "--restart",
+    "--token-file",
+    "--retry",
+    "--allow-downgrades",
     "--bench",
     "--cacert",
     "--cold",
+    "--configure",
+    "--create",
+    "--data-binary",
     "--example",
+    "--force-confold",
     "--home-dir",
     "--manifest-path",
+    "--no-install-recommends",
     "--nocapture",
+    "--now",
+    "--output-fields",
+    "--pipe",
     "--release",
     "--rounds",
     "--rows",
     "--runs",
     "--scenario",
     "--shell",
+    "--since",
     "--small",
     "--system",
     "--test",
     "--update-catalog",
     "--value-bytes",
+    "--wait",
     "--without-plain",
 ];
 /// Names in capitals that begin with `ASPEN_` and are no key: what stands for any, the file,
@@ -270,7 +285,7 @@ fn every_key_and_variable_that_is_named_exists() {
 
 #[test]
 fn every_event_is_listed_and_every_message_id_is_one() {
-    let text = page("docs/operations.md");
+    let text = page("docs/journal.md");
     let listed = table(&text, "event");
     let listed: Vec<_> = listed
         .iter()

@@ -366,6 +366,37 @@ fn functions(text: &str) -> Vec<(String, usize)> {
     found
 }
 
+/// Whoever is warned looks the warning up: `journalctl -x` explains what has a
+/// `MESSAGE_ID`. The one exception says that there is no journal.
+#[test]
+fn every_warning_and_error_is_an_event_that_the_catalog_explains() {
+    let mut wrong = Vec::new();
+    for source in code_of_src() {
+        for call in calls(&source.code, &["tracing::warn!(", "tracing::error!("]) {
+            if !call.contains("MESSAGE_ID") && !call.contains("Cannot reach the journal") {
+                wrong.push(format!("{}: {call}", source.path.display()));
+            }
+        }
+    }
+    assert_none(&wrong, "without a MESSAGE_ID (src/telemetry/events.rs)");
+}
+
+/// What stands between the parentheses of every call of one of these macros.
+fn calls<'a>(code: &'a str, macros: &[&str]) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for name in macros {
+        for (at, _) in code.match_indices(name) {
+            let (inside, mut depth) = (&code[at + name.len()..], 1);
+            let end = inside.find(|c| {
+                depth += i32::from(c == '(') - i32::from(c == ')');
+                depth == 0
+            });
+            found.push(&inside[..end.unwrap_or(inside.len())]);
+        }
+    }
+    found
+}
+
 // The tests above are worth what they notice.
 
 #[test]
@@ -396,6 +427,12 @@ fn the_scanner_notices_whoever_changes_files() {
         changes("use std::fs::File; fn sync_data(&self) {}"),
         [""; 0]
     );
+}
+
+#[test]
+fn the_scanner_reads_a_call_to_its_end() {
+    let code = "a!(b(c), \"(d)\"); a!(e)";
+    assert_eq!(calls(code, &["a!("]), ["b(c), \"(d)\"", "e"]);
 }
 
 #[test]

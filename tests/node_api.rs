@@ -242,7 +242,13 @@ fn what_is_not_there_or_not_allowed_is_told_in_json() {
     let mut node = node_on(&dir).start();
     let address = node.ready();
     for path in [
-        "/", "/api", "/api/kv/", "/health/", "/HEALTH", "/healthz", "//health",
+        "/index.html",
+        "/api",
+        "/api/kv/",
+        "/health/",
+        "/HEALTH",
+        "/healthz",
+        "//health",
     ] {
         assert_refused(&get(address, path), 404, "no_such_route");
     }
@@ -335,38 +341,44 @@ fn one_connection_serves_many_requests_and_rubbish_does_not_hurt_the_next() {
     node.stop().with(0);
 }
 
+/// Each way to confirm a read has a queue of its own. One that was empty held on
+/// to a reader of the pool, and with as few readers as queues nobody was served.
 #[test]
 fn many_readers_share_a_small_pool() {
     let rows: Vec<_> = (0..50)
         .map(|n| (format!("key-{n}"), format!("value-{n}")))
         .collect();
     let scenario = Scenario::of_rows(&rows);
-    let copy = scenario.copy();
-    let launch = copy.launch().env("ASPEN_CLUSTER__SQLITE__POOL_SIZE", "2");
-    let mut node = launch.start();
-    let address = node.ready();
-    std::thread::scope(|scope| {
-        for _ in 0..16 {
-            scope.spawn(|| {
-                for (key, value) in &rows {
-                    let answer = get(address, &format!("/api/kv/{key}"));
-                    assert_eq!(answer.json()["value"], *value);
-                }
-            });
-        }
-    });
-    each(
-        &rows,
-        |(key, _)| key.clone(),
-        |(key, value)| {
-            assert_eq!(
-                get(address, &format!("/api/kv/{key}")).json()["value"],
-                *value
-            );
-        },
-    );
-    node.stop().with(0);
-    assert_eq!(copy.outcome(), scenario.copy().complete());
+    for size in ["1", "2"] {
+        let copy = scenario.copy();
+        let launch = copy.launch().env("ASPEN_CLUSTER__SQLITE__POOL_SIZE", size);
+        let mut node = launch.start();
+        let address = node.ready();
+        std::thread::scope(|scope| {
+            for reader in 0..16 {
+                let query = ["", "?consistency=lease", "?consistency=stale"][reader % 3];
+                let rows = &rows;
+                scope.spawn(move || {
+                    for (key, value) in rows {
+                        let answer = get(address, &format!("/api/kv/{key}{query}"));
+                        assert_eq!(answer.json()["value"], *value, "{answer:?}");
+                    }
+                });
+            }
+        });
+        each(
+            &rows,
+            |(key, _)| key.clone(),
+            |(key, value)| {
+                assert_eq!(
+                    get(address, &format!("/api/kv/{key}")).json()["value"],
+                    *value
+                );
+            },
+        );
+        node.stop().with(0);
+        assert_eq!(copy.outcome(), scenario.copy().complete());
+    }
 }
 
 /// SQLite's locks are the process's: whoever opens and closes the file beside

@@ -157,6 +157,12 @@ pub static KEYS: &[Key] = &[
     )
     .or("127.0.0.1:7000"),
     Key::new(
+        "cluster.join",
+        Kind::Bool,
+        "Whether a node without data waits to be added to a cluster instead of forming one.",
+    )
+    .or("false"),
+    Key::new(
         "cluster.secret",
         Kind::Token,
         "What only the nodes of the cluster know, 16 to 128 characters, the same on all.",

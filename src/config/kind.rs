@@ -210,7 +210,7 @@ fn in_units(bytes: u64) -> String {
 }
 
 /// A host name or an IP address that can be connected to, and a port.
-fn is_address(text: &str) -> bool {
+pub fn is_address(text: &str) -> bool {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return address.port() != 0 && !address.ip().is_unspecified();
     }

@@ -26,6 +26,7 @@ pub mod settings;
 mod tests;
 
 pub use fragments::{Origin, Overrides, Problem};
+pub use kind::is_address;
 pub use settings::Settings;
 
 use crate::exit::Exit;

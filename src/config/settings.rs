@@ -254,6 +254,8 @@ pub struct Cluster {
     pub sqlite: Sqlite,
     /// Where other nodes connect.
     pub peer_listen: SocketAddr,
+    /// Whether a node without data waits to be added to a cluster instead of forming one.
+    pub join: bool,
     /// What only the nodes of the cluster know.
     #[serde(default)]
     pub secret: Option<Secret>,

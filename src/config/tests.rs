@@ -389,6 +389,7 @@ http.insecure                   = false            # default
 http.max_connections            = 1024             # default
 cluster.storage_backend         = "sqlite"         # environment ASPEN_STORAGE_BACKEND
 cluster.peer_listen             = "127.0.0.1:7000" # default
+cluster.join                    = false            # default
 cluster.sqlite.pool_size        = 10               # default
 cluster.initial_members.2.peer  = "a:1"            # file FILE line 5
 cluster.initial_members.2.http  = "a:2"            # file FILE line 5

@@ -30,6 +30,14 @@ pub struct Hello {
     pub to: u64,
     /// Random, never used before.
     pub nonce: [u8; PROOF],
+    /// Which data it has: random, made with its data directory.
+    pub incarnation: u128,
+    /// Whether it made the cluster's id from legacy data, and nobody has confirmed it.
+    pub provisional: bool,
+    /// Index of the membership that it knows.
+    pub members_at: Option<u64>,
+    /// Its own address in that membership, and that of whom it means to reach.
+    pub addresses: [String; 2],
 }
 
 /// The answer to [`Hello`].
@@ -56,7 +64,19 @@ pub enum Verdict {
     /// There will be no connection, and why.
     Refused(String),
     /// Requests may follow.
-    Accepted,
+    Accepted {
+        /// Which data the one who listens has.
+        incarnation: u128,
+    },
+    /// The same, and the cluster's id is this one.
+    Adopt {
+        /// Which data the one who listens has.
+        incarnation: u128,
+        /// The cluster.
+        cluster: String,
+    },
+    /// There will be no connection: a node of this id was met before with other data.
+    Barred(String),
 }
 
 /// A request for a vote.
@@ -101,6 +121,21 @@ pub enum Call {
 pub enum Command {
     /// Hand leadership over: to this voter, or to the best one.
     Lead(Option<u64>),
+    /// Who the members are and how they are.
+    Members,
+    /// Have this node be a member, at this address.
+    SetMember {
+        /// Its id.
+        id: u64,
+        /// Where its peers reach it.
+        peer: String,
+        /// Whether it shall vote.
+        voter: bool,
+    },
+    /// Have this node be no member.
+    RemoveMember(u64),
+    /// Say whether this node may restart now.
+    MayRestart(u64),
 }
 
 /// The answer to a [`Call`].
@@ -123,6 +158,8 @@ pub enum Answer {
     ReadIndex(Option<LogId>),
     /// To a command.
     Commanded(Result<Commanded, Refusal>),
+    /// To one who is not a member, according to the membership at this index.
+    NoMember(u64),
 }
 
 /// What came of a command.
@@ -135,6 +172,30 @@ pub enum Commanded {
         /// Its term.
         term: u64,
     },
+    /// The members, as the leader knows them.
+    Members {
+        /// The leader.
+        leader: u64,
+        /// The members, by id.
+        members: Vec<MemberState>,
+    },
+    /// Why the node must not restart now; none if it may.
+    Restart(Option<String>),
+}
+
+/// A member, as the leader knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberState {
+    /// Its id.
+    pub id: u64,
+    /// Where its peers reach it.
+    pub peer: String,
+    /// Whether it votes.
+    pub voter: bool,
+    /// How many entries it is behind.
+    pub lag: Option<u64>,
+    /// Milliseconds since it was last heard of.
+    pub silent_ms: Option<u64>,
 }
 
 /// Why a command was not carried out.
@@ -258,10 +319,17 @@ mod tests {
             from: 2,
             to: 3,
             nonce: [7; PROOF],
+            incarnation: 5,
+            provisional: true,
+            members_at: Some(9),
+            addresses: ["a".into(), String::new()],
         };
         let mut bytes = vec![1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'c'];
         bytes.extend([2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
         bytes.extend([7; PROOF]);
+        bytes.extend(5_u128.to_le_bytes());
+        bytes.extend([1, 1, 9, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend([1, 0, 0, 0, 0, 0, 0, 0, b'a', 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(encode(&hello).unwrap(), bytes);
         assert_eq!(decode::<Hello>(&bytes).unwrap(), hello);
         for length in 0..bytes.len() {

@@ -2,12 +2,13 @@
 //!
 //! | path | no token set | `http.token` alone | `http.admin_token` alone | both |
 //! |---|---|---|---|---|
-//! | `/health`, `/livez`, `/readyz` | open | open | open | open |
+//! | `/`, `/health`, `/livez`, `/readyz` | open | open | open | open |
 //! | `/admin` and below | open | 403 with the token, else 401 | the admin token | the admin token |
 //! | everything else, known or not | open | the token | open | either |
 //!
 //! Health stays open because load balancers ask without a token; it tells of no
-//! key, no value and no other node. The admin token opens all that the token
+//! key, no value and no other node. The page at `/` is the same for everybody,
+//! and holds nothing of the node. The admin token opens all that the token
 //! does. A path that is not exactly one of the first row needs a token, so that
 //! a new route is closed until somebody opens it here.
 //!
@@ -62,7 +63,7 @@ enum Need {
 impl Need {
     fn of(path: &str) -> Self {
         match path {
-            "/health" | "/livez" | "/readyz" => Self::Nothing,
+            "/" | "/health" | "/livez" | "/readyz" => Self::Nothing,
             "/admin" => Self::Admin,
             path if path.starts_with("/admin/") => Self::Admin,
             _ => Self::Token,
@@ -194,14 +195,13 @@ mod tests {
 
     #[test]
     fn whatever_is_not_named_as_open_needs_a_token() {
-        for path in ["/health", "/livez", "/readyz"] {
+        for path in ["/", "/health", "/livez", "/readyz"] {
             assert_eq!(Need::of(path), Nothing);
         }
         for path in ["/admin", "/admin/", "/admin/shutdown", "/admin//members"] {
             assert_eq!(Need::of(path), Admin);
         }
         for path in [
-            "/",
             "",
             "*",
             "/metrics",

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
@@ -23,6 +23,7 @@ use super::error::{ApiError, Code};
 use super::limits::Share;
 use super::openapi::Files;
 use super::{Shared, answer};
+use crate::telemetry::{count, events};
 
 /// Bytes that are read and sent at a time: few enough system calls, little memory.
 const CHUNK_BYTES: u64 = 256 << 10;
@@ -56,9 +57,20 @@ pub(super) async fn backup(
     }
     let slot = shared.limits().backup()?;
     let node_id = shared.status().await?.node_id;
-    let backup = node.backup().await?;
+    let began = Instant::now();
+    let backup = node.backup().await.inspect_err(|error| {
+        count::BACKUPS_FAILED.inc();
+        tracing::error!(
+            MESSAGE_ID = events::BACKUP_FAILED,
+            "A backup could not be made: {error}"
+        );
+    })?;
     let length = backup.file.metadata().map_err(|error| {
-        tracing::error!("A finished backup cannot be read: {error}");
+        count::BACKUPS_FAILED.inc();
+        tracing::error!(
+            MESSAGE_ID = events::BACKUP_FAILED,
+            "A finished backup cannot be read: {error}"
+        );
         ApiError::new(
             Code::Storage,
             "the backup cannot be read; see the node's log",
@@ -66,7 +78,12 @@ pub(super) async fn backup(
     })?;
     let length = length.len();
     let applied = backup.last_applied.map(|id| id.index);
-    let body = Body::new(Stream::of(backup.file, length, slot));
+    let taken = Taken {
+        began,
+        applied,
+        _slot: slot,
+    };
+    let body = Body::new(Stream::of(backup.file, length, taken));
     let mut response = answer::with_type(StatusCode::OK, SQLITE, body);
     let headers = response.headers_mut();
     let name = format!(
@@ -89,24 +106,20 @@ struct Stream {
 }
 
 impl Stream {
-    fn of(file: File, length: u64, slot: Share) -> Self {
+    fn of(file: File, length: u64, taken: Taken) -> Self {
         let (sender, chunks) = mpsc::channel(WAITING_CHUNKS);
-        tokio::spawn(send(file, length, sender, slot));
+        tokio::spawn(send(file, length, sender, taken));
         let left = length;
         Self { chunks, left }
     }
 }
 
 /// Reads `length` bytes of `file` and sends them, until they are all sent or
-/// nobody takes them. `slot` is held as long.
-async fn send(
-    mut file: File,
-    mut length: u64,
-    sender: mpsc::Sender<io::Result<Bytes>>,
-    slot: Share,
-) {
-    while length > 0 {
-        let chunk = usize::try_from(length.min(CHUNK_BYTES)).unwrap_or_default();
+/// nobody takes them.
+async fn send(mut file: File, length: u64, sender: mpsc::Sender<io::Result<Bytes>>, taken: Taken) {
+    let mut left = length;
+    while left > 0 {
+        let chunk = usize::try_from(left.min(CHUNK_BYTES)).unwrap_or_default();
         let read = tokio::task::spawn_blocking(move || {
             let mut bytes = vec![0; chunk];
             let read = file.read_exact(&mut bytes).map(|()| Bytes::from(bytes));
@@ -116,18 +129,47 @@ async fn send(
             return;
         };
         file = same;
-        length -= chunk as u64;
+        left -= chunk as u64;
         let failed = read.as_ref().err().map(ToString::to_string);
         if sender.send_timeout(read, STALL_TIME).await.is_err() {
-            tracing::debug!("A backup was not taken to its end");
-            return;
+            let why = "its client went away or took nothing for too long";
+            return taken.broke_off(why);
         }
         if let Some(error) = failed {
-            tracing::error!("A backup broke off, because its file cannot be read: {error}");
-            return;
+            return taken.broke_off(&format!("its file cannot be read: {error}"));
         }
     }
-    drop(slot);
+    taken.complete(length);
+}
+
+/// What is told of a backup at its end, and the slot that it holds until then.
+struct Taken {
+    began: Instant,
+    applied: Option<u64>,
+    _slot: Share,
+}
+
+impl Taken {
+    fn complete(self, bytes: u64) {
+        let took = self.began.elapsed();
+        count::BACKUPS.observe(took);
+        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(
+            MESSAGE_ID = events::BACKUP_SENT,
+            ASPEN_BYTES = bytes,
+            ASPEN_LAST_APPLIED = self.applied,
+            ASPEN_DURATION_MS = milliseconds,
+            "Sent a backup of {bytes} bytes in {milliseconds} ms"
+        );
+    }
+
+    fn broke_off(self, why: &str) {
+        count::BACKUPS_FAILED.inc();
+        tracing::warn!(
+            MESSAGE_ID = events::BACKUP_FAILED,
+            "A backup broke off: {why}"
+        );
+    }
 }
 
 impl HttpBody for Stream {
@@ -175,13 +217,21 @@ mod tests {
         file
     }
 
+    fn taken(slot: Share) -> Taken {
+        Taken {
+            began: Instant::now(),
+            applied: None,
+            _slot: slot,
+        }
+    }
+
     #[tokio::test]
     async fn the_whole_file_is_streamed_and_the_slot_given_back() {
         let limits = Limits::default();
         for length in [0, 1, 262_144, 1_000_000_u32] {
             let bytes: Vec<u8> = (0..length).map(|n| n.to_le_bytes()[1]).collect();
-            let slot = limits.backup().unwrap();
-            let body = Body::new(Stream::of(file(&bytes), length.into(), slot));
+            let taken = taken(limits.backup().unwrap());
+            let body = Body::new(Stream::of(file(&bytes), length.into(), taken));
             assert_eq!(body.size_hint().exact(), Some(length.into()));
             let sent = axum::body::to_bytes(body, usize::MAX).await.unwrap();
             assert_eq!(sent, bytes);
@@ -194,8 +244,8 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_shorter_than_it_was_breaks_the_stream_off() {
         let limits = Limits::default();
-        let slot = limits.backup().unwrap();
-        let body = Body::new(Stream::of(file(&[7; 1000]), 2000, slot));
+        let taken = taken(limits.backup().unwrap());
+        let body = Body::new(Stream::of(file(&[7; 1000]), 2000, taken));
         assert!(axum::body::to_bytes(body, usize::MAX).await.is_err());
     }
 
@@ -204,8 +254,8 @@ mod tests {
         let limits = Limits::default();
         let _other = limits.backup().unwrap();
         let bytes = vec![7; 4 << 20];
-        let slot = limits.backup().unwrap();
-        let mut stream = Stream::of(file(&bytes), 4 << 20, slot);
+        let taken = taken(limits.backup().unwrap());
+        let mut stream = Stream::of(file(&bytes), 4 << 20, taken);
         assert_eq!(limits.backup().unwrap_err().code(), Code::Busy);
         while limits.backup().is_err() {
             tokio::time::sleep(STALL_TIME).await;

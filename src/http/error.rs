@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::answer;
 use crate::raft::{CommandError, RequestError};
+use crate::telemetry::count::Count;
 
 /// Seconds after which a client is told to try again: about as long as an
 /// election or a short queue takes.
@@ -31,7 +32,6 @@ macro_rules! codes {
 
         impl Code {
             /// All of them.
-            #[cfg(test)]
             pub(super) const ALL: &[Self] = &[$(Self::$name),*];
 
             /// Its status.
@@ -44,6 +44,16 @@ macro_rules! codes {
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
+            }
+
+            /// Counts an answer of this kind.
+            pub(super) fn count(self) {
+                COUNTS[self as usize].inc();
+            }
+
+            /// How often it was answered.
+            pub(super) fn counted(self) -> u64 {
+                COUNTS[self as usize].get()
             }
 
             /// What it means, for the description of the API.
@@ -88,6 +98,10 @@ codes! {
     CommandUnconfirmed = GATEWAY_TIMEOUT "unconfirmed" "The leader did not answer in time: it may still happen. Look at /status before asking again.";
     DiskFull = INSUFFICIENT_STORAGE "disk_full" "The disk is nearly full; nothing was done, and reads go on.";
 }
+
+/// How often each was answered, in the order of [`Code::ALL`]: by the routes, and before
+/// them by who admits requests and connections.
+static COUNTS: [Count; Code::ALL.len()] = [const { Count::new() }; Code::ALL.len()];
 
 /// A request that is not answered as it was meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,6 +240,7 @@ impl From<CommandError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        self.code.count();
         let (code, message) = (self.code.name(), &*self.message);
         let (error, status) = (Reason { code, message }, self.code.status());
         let mut response = match &self.current {

@@ -74,6 +74,9 @@ struct Checks {
     /// Whether linearizable requests are served.
     #[serde(skip_serializing_if = "Option::is_none")]
     raft: Option<Check>,
+    /// Whether the cluster can do without this node while it restarts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restart: Option<Check>,
     /// The size of the write-ahead log.
     #[serde(skip_serializing_if = "Option::is_none")]
     wal: Option<Check>,
@@ -171,9 +174,12 @@ pub(super) async fn livez(State(shared): State<Shared>, uri: Uri) -> Result<Resp
     Ok(answer::json(StatusCode::OK, &live))
 }
 
-/// Whether linearizable requests are served.
+/// Whether linearizable requests are served; with `restart`, whether the cluster
+/// also goes on without this node: all other voters take part and have caught up,
+/// and are a majority.
 #[utoipa::path(get, path = "/readyz", tag = "health",
-    params(("verbose" = Option<String>, Query, description = "Tells more: nothing, or `true`", pattern = "^(true|false)?$")),
+    params(("restart" = Option<String>, Query, description = "Asks about a restart: nothing, or `true`", pattern = "^(true|false)?$"),
+        ("verbose" = Option<String>, Query, description = "Tells more: nothing, or `true`", pattern = "^(true|false)?$")),
     responses(
         (status = 200, description = "They are", body = Ready),
         (status = 503, description = "They are not", body = Ready,
@@ -181,13 +187,24 @@ pub(super) async fn livez(State(shared): State<Shared>, uri: Uri) -> Result<Resp
         OuterQuery,
     ))]
 pub(super) async fn readyz(State(shared): State<Shared>, uri: Uri) -> Result<Response, ApiError> {
-    let verbose = input::verbose(uri.query())?;
+    let (verbose, about_restart) = input::probe(uri.query())?;
     let (is_ready, checks) = match shared.phase() {
-        // What would be told is not even asked for.
-        Phase::Serving(node) if !verbose => (confirmed(&node).await.is_ok(), None),
         Phase::Serving(node) => {
-            let (status, ready) = look(&shared, &node).await?;
-            (ready.is_ok(), Some(checks(&status, Some(&ready)).1))
+            let restart = match about_restart {
+                true => Some(may_restart(&node).await),
+                false => None,
+            };
+            let may = restart.as_ref().is_none_or(|why_not| why_not.is_none());
+            let restart = restart.map(restart_check);
+            // What would be told is not even asked for.
+            if verbose {
+                let (status, ready) = look(&shared, &node).await?;
+                let (_, mut checks) = checks(&status, Some(&ready));
+                checks.restart = restart;
+                (ready.is_ok() && may, Some(checks))
+            } else {
+                (may && confirmed(&node).await.is_ok(), None)
+            }
         }
         Phase::Migrating(progress) => (false, migrating(&progress).checks),
         phase => (false, not_open(Standing::Unhealthy, phase.name()).checks),
@@ -195,6 +212,22 @@ pub(super) async fn readyz(State(shared): State<Shared>, uri: Uri) -> Result<Res
     let status = if is_ready { "ready" } else { "not_ready" };
     let checks = checks.filter(|_| verbose);
     Ok(told(is_ready, &Ready { status, checks }))
+}
+
+/// Why the node must not restart now, as far as anybody can tell.
+async fn may_restart(node: &Node) -> Option<String> {
+    match timeout(READY_TIME, node.may_restart()).await {
+        Ok(Ok(why_not)) => why_not,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("the leader did not answer in time".to_owned()),
+    }
+}
+
+fn restart_check(why_not: Option<String>) -> Check {
+    match why_not {
+        None => Standing::Healthy.check(None),
+        why_not => Standing::Degraded.check(why_not),
+    }
 }
 
 async fn confirmed(node: &Node) -> Result<(), RequestError> {
@@ -259,6 +292,7 @@ fn checks(status: &Status, ready: Option<&Result<(), RequestError>>) -> (Standin
     let checks = Checks {
         storage: storage.check(status.failed.clone()),
         raft,
+        restart: None,
         wal: wal.map(|(wal, bytes)| {
             let large = wal != Healthy;
             let message = large.then(|| {
@@ -303,6 +337,7 @@ fn not_open(standing: Standing, storage: &'static str) -> Health {
         checks: Some(Checks {
             storage,
             raft: None,
+            restart: None,
             wal: None,
             disk: None,
         }),

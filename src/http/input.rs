@@ -25,6 +25,8 @@ use super::limits::{
     MAX_BATCH_BYTES, MAX_BATCH_KEYS, MAX_KEY_BYTES, MAX_LAG_MS, MAX_PAGE, MAX_PAGE_BYTES,
     MAX_VALUE_BYTES, USUAL_PAGE,
 };
+use crate::config::is_address;
+use crate::config::settings::MIN_NODE_ID;
 use crate::format::entry::Plain;
 use crate::format::idempotency;
 use crate::raft::Consistency;
@@ -82,6 +84,40 @@ pub(super) struct LeadBody {
     /// A voter's id; without it, the voter that has most of the log.
     #[serde(default)]
     id: Option<u64>,
+}
+
+/// Who shall be a member.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Member)]
+pub(super) struct MemberBody {
+    /// Its id, never used before by another node.
+    #[schema(minimum = 1)]
+    id: u64,
+    /// Where its peers reach it: a host and a port.
+    #[schema(example = "10.0.0.4:7000")]
+    peer: String,
+    /// `learner`, or `voter` as soon as it has caught up.
+    role: Role,
+}
+
+/// What a member does.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    Learner,
+    Voter,
+}
+
+/// Who shall be a member.
+#[derive(Debug)]
+pub struct NewMember {
+    /// Its id.
+    pub id: u64,
+    /// Where its peers reach it.
+    pub peer: String,
+    /// Whether it shall vote.
+    pub voter: bool,
 }
 
 /// Tells a field that is null from one that is not there.
@@ -232,6 +268,25 @@ pub fn lead(bytes: &[u8]) -> Result<Option<u64>, ApiError> {
     Ok(id)
 }
 
+/// The member that a body describes.
+///
+/// # Errors
+/// When the body is not understood, the id is none, or the address is none.
+pub fn member(bytes: &[u8]) -> Result<NewMember, ApiError> {
+    let MemberBody { id, peer, role } = body(bytes)?;
+    if id < MIN_NODE_ID {
+        return Err(ApiError::bad_request(format!(
+            "an id is at least {MIN_NODE_ID}"
+        )));
+    }
+    if !is_address(&peer) {
+        let message = "peer is not a host and a port, such as \"10.0.0.4:7000\"";
+        return Err(ApiError::bad_request(message));
+    }
+    let voter = role == Role::Voter;
+    Ok(NewMember { id, peer, voter })
+}
+
 fn check_key(key: &str, too_long: Code) -> Result<(), ApiError> {
     if key.len() > MAX_KEY_BYTES {
         let length = key.len();
@@ -297,10 +352,29 @@ pub fn range(query: Option<&str>) -> Result<(Range, Consistency), ApiError> {
 /// When the query is not understood.
 pub fn verbose(query: Option<&str>) -> Result<bool, ApiError> {
     let [verbose] = parameters(query, ["verbose"])?;
-    match verbose.as_deref() {
+    flag("verbose", verbose.as_deref())
+}
+
+/// What a probe asks: whether more is asked for than a word, and whether it is
+/// about a restart.
+///
+/// # Errors
+/// When the query is not understood.
+pub fn probe(query: Option<&str>) -> Result<(bool, bool), ApiError> {
+    let [verbose, restart] = parameters(query, ["verbose", "restart"])?;
+    Ok((
+        flag("verbose", verbose.as_deref())?,
+        flag("restart", restart.as_deref())?,
+    ))
+}
+
+fn flag(name: &str, value: Option<&str>) -> Result<bool, ApiError> {
+    match value {
         None | Some("false") => Ok(false),
         Some("" | "true") => Ok(true),
-        Some(_) => Err(ApiError::bad_request("verbose is neither true nor false")),
+        Some(_) => Err(ApiError::bad_request(format!(
+            "{name} is neither true nor false"
+        ))),
     }
 }
 

@@ -1,40 +1,44 @@
-//! `/metrics`: what Prometheus collects, in the OpenMetrics text format.
+//! `/metrics`: what Prometheus collects, in the format that it asks for.
 //!
 //! Counting must cost a request next to nothing: each route resolves its
 //! series when the router is built, each status when it is first answered, and
 //! from then on counting is an addition to a known place. What the node knows
 //! of itself is asked for only when somebody collects.
+//!
+//! Names follow the conventions of Prometheus: base units, `_total` for what
+//! only grows, `_info` for what is told in labels. The values that a label can
+//! have are bounded by the program or by the members of the cluster.
+//!
+//! It is answered in every phase, like the health routes: who watches a node
+//! must see a migration too. What is not known yet is left out.
+
+mod counted;
+mod format;
+mod node;
+mod process;
+mod timed;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use self::timed::Timed;
 use super::error::ApiError;
-use super::openapi::Inner;
-use super::{Shared, answer};
+use super::openapi::Watched;
+use super::{Phase, Shared, answer};
 use crate::raft::Status;
-
-const OPEN_METRICS: HeaderValue =
-    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-
-/// Upper bounds of the histograms in seconds: from a read in memory to the
-/// longest that a request may take.
-const SECONDS: [f64; 17] = [
-    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    5.0, 10.0, 30.0,
-];
+use crate::telemetry::count::Times;
 
 /// The methods that are told apart; anything else is `other`.
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "other"];
@@ -54,27 +58,23 @@ struct Asked {
     route: Arc<str>,
 }
 
-type Seconds = Family<Asked, Histogram, fn() -> Histogram>;
+type Seconds = Family<Asked, Timed<Arc<Times>>>;
 
 /// All that is counted.
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Answered, Counter>,
     seconds: Seconds,
-    write_seconds: Histogram,
+    write_seconds: Timed<Arc<Times>>,
     in_flight: Gauge,
-}
-
-fn histogram() -> Histogram {
-    Histogram::new(SECONDS)
 }
 
 impl Metrics {
     /// Nothing counted yet. `started` is in seconds since 1970.
     pub(super) fn new(version: &'static str, started: f64) -> Self {
         let requests = Family::<Answered, Counter>::default();
-        let seconds = Seconds::new_with_constructor(histogram);
-        let (write_seconds, in_flight) = (histogram(), Gauge::default());
+        let seconds = Seconds::default();
+        let (write_seconds, in_flight) = (Timed::default(), Gauge::default());
         let mut registry = Registry::default();
         let help = "When the process started, in seconds since 1970";
         let name = "process_start_time";
@@ -119,18 +119,19 @@ impl Metrics {
 
     /// Counts a write.
     pub(super) fn wrote(&self, time: Duration) {
-        self.write_seconds.observe(time.as_secs_f64());
+        self.write_seconds.0.observe(time);
     }
 
-    /// Everything as text.
-    fn text(&self, status: Option<&Status>, in_flight: usize) -> Result<String, std::fmt::Error> {
+    /// Everything, in the format of OpenMetrics.
+    fn text(&self, shared: &Shared, status: Option<&Status>) -> Result<String, std::fmt::Error> {
+        let in_flight = shared.limits().in_flight();
         self.in_flight
             .set(i64::try_from(in_flight).unwrap_or(i64::MAX));
-        let mut text = String::with_capacity(16 << 10);
+        let mut text = String::with_capacity(32 << 10);
         encode_registry(&mut text, &self.registry)?;
-        if let Some(status) = status {
-            encode_registry(&mut text, &node(status))?;
-        }
+        encode_registry(&mut text, &counted::registry())?;
+        encode_registry(&mut text, &node::registry(shared, status))?;
+        encode_registry(&mut text, &process::registry())?;
         encode_eof(&mut text)?;
         Ok(text)
     }
@@ -144,7 +145,7 @@ struct OfMethod {
     requests: Family<Answered, Counter>,
     all_seconds: Seconds,
     counters: Box<[OnceLock<Counter>]>,
-    seconds: OnceLock<Histogram>,
+    seconds: OnceLock<Timed<Arc<Times>>>,
 }
 
 impl Series {
@@ -156,7 +157,8 @@ impl Series {
         series
             .seconds
             .get_or_init(|| series.all_seconds.get_or_create_owned(&series.asked))
-            .observe(time.as_secs_f64());
+            .0
+            .observe(time);
         let status = status.as_u16();
         let place = status.checked_sub(*STATUSES.start()).map(usize::from);
         let Some(counter) = place.and_then(|place| series.counters.get(place)) else {
@@ -184,83 +186,30 @@ pub(super) fn index(method: &Method) -> usize {
     }
 }
 
-/// What the node knows of itself, as it is now. Positions that are not known
-/// are left out.
-fn node(status: &Status) -> Registry {
-    let mut registry = Registry::default();
-    let aspen = registry.sub_registry_with_prefix("aspen");
-    raft(aspen.sub_registry_with_prefix("raft"), status);
-    let engine = Info::new([("backend", status.backend)]);
-    aspen.register("storage", "The engine of the state machine", engine);
-    let (database, wal) = (Some(status.sizes.database), status.sizes.wal);
-    let log = Some(status.log_bytes);
-    for (name, help, bytes) in [
-        ("storage_database", "Size of the state machine", database),
-        ("storage_wal", "Size of its write-ahead log", wal),
-        ("log", "Size of the Raft log", log),
-    ] {
-        if let Some(bytes) = bytes {
-            aspen.register_with_unit(name, help, Unit::Bytes, ConstGauge::new(bytes));
-        }
-    }
-    let full = ConstGauge::new(u64::from(status.full.is_some()));
-    let help = "Whether writes are refused for want of space";
-    aspen.register("disk_full", help, full);
-    registry
-}
-
-/// What of it is consensus.
-fn raft(raft: &mut Registry, status: &Status) {
-    let leads = u64::from(status.leader == Some(status.node_id));
-    let knows = u64::from(status.leader.is_some());
-    let (log, committed) = (status.last_log_index, status.committed);
-    let applied = status.last_applied.map(|id| id.index);
-    for (name, help, number) in [
-        ("term", "The current term", Some(status.term)),
-        ("is_leader", "Whether this node leads", Some(leads)),
-        ("has_leader", "Whether a leader is known", Some(knows)),
-        ("last_log_index", "The last entry in the log", log),
-        ("committed_index", "The last entry on a majority", committed),
-        ("applied_index", "The last entry applied here", applied),
-        ("purged_index", "The last purged entry", status.last_purged),
-        (
-            "snapshot_index",
-            "The last entry in a snapshot",
-            status.snapshot,
-        ),
-    ] {
-        if let Some(number) = number {
-            raft.register(name, help, ConstGauge::new(number));
-        }
-    }
-    let lags = Family::<[(&str, String); 1], Gauge>::default();
-    for member in &status.members {
-        if let Some(lag) = member.lag {
-            let gauge = lags.get_or_create_owned(&[("member", member.id.to_string())]);
-            gauge.set(i64::try_from(lag).unwrap_or(i64::MAX));
-        }
-    }
-    if status.members.iter().any(|member| member.lag.is_some()) {
-        let help = "Entries that a member is behind the leader";
-        raft.register("member_lag_entries", help, lags);
-    }
-}
-
 /// Metrics for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "operation", responses(
-    (status = 200, description = "OpenMetrics text", content_type = "application/openmetrics-text", body = String),
-    Inner,
+    (status = 200, description = "OpenMetrics text where `Accept` names it, else the text format of Prometheus",
+        content((String = "application/openmetrics-text"), (String = "text/plain"))),
+    Watched,
 ))]
-pub(super) async fn metrics(State(shared): State<Shared>) -> Result<Response, ApiError> {
-    let status = shared.status().await?;
-    let in_flight = shared.limits().in_flight();
-    let text = shared.metrics().text(Some(&status), in_flight);
+pub(super) async fn metrics(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let status = match shared.phase() {
+        // A node that has just begun to stop knows nothing of itself any more.
+        Phase::Serving(_) => shared.status().await.ok(),
+        _ => None,
+    };
+    let open = format::wants_open_metrics(headers.get_all(header::ACCEPT));
+    let text = tokio::task::spawn_blocking(move || shared.metrics().text(&shared, status.as_ref()));
+    let text = text.await.map_err(|_| ApiError::overloaded())?;
     let text = text.map_err(|_| ApiError::overloaded())?;
-    Ok(answer::with_type(
-        StatusCode::OK,
-        OPEN_METRICS,
-        Body::from(text),
-    ))
+    let (kind, text) = match open {
+        true => (format::OPEN_METRICS, text),
+        false => (format::TEXT, format::to_text(&text)),
+    };
+    Ok(answer::with_type(StatusCode::OK, kind, Body::from(text)))
 }
 
 #[cfg(test)]
@@ -272,6 +221,8 @@ mod tests {
     #[test]
     fn every_answer_is_counted_by_route_method_and_status() {
         let metrics = Metrics::new("1.2.3", 1_700_000_000.5);
+        let shared = Shared::default();
+        let _under_way = shared.limits().enter();
         let series = metrics.route("/api/kv/{key}");
         let time = Duration::from_micros(300);
         for _ in 0..3 {
@@ -280,7 +231,7 @@ mod tests {
         series.answered(index(&Method::PUT), StatusCode::INSUFFICIENT_STORAGE, time);
         series.answered(index(&Method::PATCH), StatusCode::METHOD_NOT_ALLOWED, time);
         metrics.wrote(time);
-        let text = metrics.text(None, 7).unwrap();
+        let text = metrics.text(&shared, None).unwrap();
         for line in [
             r#"aspen_http_requests_total{method="GET",route="/api/kv/{key}",status="200"} 3"#,
             r#"aspen_http_requests_total{method="PUT",route="/api/kv/{key}",status="507"} 1"#,
@@ -290,9 +241,11 @@ mod tests {
             r#"aspen_http_request_duration_seconds_count{method="GET",route="/api/kv/{key}"} 3"#,
             "# UNIT aspen_write_duration_seconds seconds",
             "aspen_write_duration_seconds_count 1",
-            "aspen_http_requests_in_flight 7",
+            "aspen_http_requests_in_flight 1",
             r#"aspen_build_info{version="1.2.3"} 1"#,
             "process_start_time_seconds 1700000000.5",
+            r#"aspen_node_phase{phase="starting"} 1"#,
+            r#"aspen_node_phase{phase="serving"} 0"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
@@ -302,7 +255,7 @@ mod tests {
     #[test]
     fn positions_and_sizes_are_told_and_what_is_unknown_is_left_out() {
         let metrics = Metrics::new("1", 0.0);
-        let text = metrics.text(Some(&status()), 0).unwrap();
+        let text = metrics.text(&Shared::default(), Some(&status())).unwrap();
         for line in [
             "aspen_raft_term 5",
             "aspen_raft_is_leader 1",
@@ -313,6 +266,14 @@ mod tests {
             "aspen_log_bytes 65536",
             "aspen_disk_full 0",
             r#"aspen_storage_info{backend="sqlite"} 1"#,
+            r#"aspen_node_info{node_id="1",cluster_id="c"} 1"#,
+            r#"aspen_raft_role{role="leader"} 1"#,
+            r#"aspen_raft_role{role="follower"} 0"#,
+            r#"aspen_raft_members{kind="voter"} 1"#,
+            r#"aspen_raft_members{kind="learner"} 1"#,
+            "aspen_raft_quorum_age_seconds 0.007",
+            "aspen_disk_free_bytes 1000",
+            "aspen_disk_reserved_bytes 50",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
@@ -321,8 +282,32 @@ mod tests {
     }
 
     #[test]
+    fn a_migration_is_told_while_it_lasts() {
+        let shared = Shared::default();
+        shared.set(Phase::Migrating(crate::http::Progress {
+            phase: "copy",
+            percent: 37,
+            done: 600,
+            total: 1234,
+        }));
+        let text = shared.metrics().text(&shared, None).unwrap();
+        for line in [
+            r#"aspen_node_phase{phase="migrating"} 1"#,
+            r#"aspen_migration_step{step="copy"} 1"#,
+            "aspen_migration_progress_ratio 0.37",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        shared.set(Phase::Starting);
+        let text = shared.metrics().text(&shared, None).unwrap();
+        assert!(!text.contains("aspen_migration_"), "{text}");
+    }
+
+    #[test]
     fn every_series_has_its_help_and_its_type_once() {
-        let text = Metrics::new("1", 0.0).text(Some(&status()), 0).unwrap();
+        let text = Metrics::new("1", 0.0)
+            .text(&Shared::default(), Some(&status()))
+            .unwrap();
         let lines = || text.lines().filter(|line| !line.starts_with('#'));
         assert!(lines().count() > 15, "{text}");
         for kind in ["# HELP ", "# TYPE "] {

@@ -5,7 +5,7 @@
 //!
 //! - [`input`] turns what clients send into requests that may enter the log;
 //!   `limits` says what they may take; `error` and `answer` are what they get.
-//! - `kv`, `pairs`, `admin`, `backup`, `health`, `status`, `metrics`: the
+//! - `kv`, `pairs`, `admin`, `backup`, `health`, `status`, `metrics`, `page`: the
 //!   routes, one file per resource. Each function describes itself where it
 //!   stands, and `openapi` puts that together: a route is served because it is
 //!   described, and cannot be one without the other.
@@ -31,6 +31,7 @@ mod kv;
 pub mod limits;
 mod metrics;
 mod openapi;
+mod page;
 mod pairs;
 mod protect;
 mod server;
@@ -76,6 +77,7 @@ pub async fn serve(
 fn router(shared: Shared) -> Router {
     let at = |methods, always| behind_gate(methods, &shared, always);
     let (routes, description) = OpenApiRouter::with_openapi(openapi::base())
+        .routes(at(routes!(page::page), true))
         .routes(at(routes!(health::health), true))
         .routes(at(routes!(health::livez), true))
         .routes(at(routes!(health::readyz), true))
@@ -89,6 +91,11 @@ fn router(shared: Shared) -> Router {
         .routes(at(routes!(admin::checkpoint_wal), false))
         .routes(at(routes!(admin::snapshot), false))
         .routes(at(routes!(admin::leader::transfer), false))
+        .routes(at(
+            routes!(admin::members::list, admin::members::set),
+            false,
+        ))
+        .routes(at(routes!(admin::members::remove), false))
         .routes(at(routes!(backup::backup), false))
         .routes(at(routes!(admin::digest), false))
         .split_for_parts();

@@ -166,6 +166,8 @@ failures! {
     OuterQuery = HostNotAllowed BadRequest;
     /// Of a route that is answered in every phase.
     Always = HostNotAllowed TooManyConnections BadRequest;
+    /// Of a route that is answered in every phase and is not open to all.
+    Watched = HostNotAllowed TooManyConnections Unauthorized Forbidden Overloaded;
     /// Of routes that need a serving node.
     Inner = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded;
     /// Of a read of one key.
@@ -189,6 +191,12 @@ failures! {
     /// Of what works on the files.
     Files = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         Busy NoLeader Timeout DiskFull Storage;
+    /// Of a removal of a member.
+    RemoveMember = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest NoSuchMember Refused NotYet NoLeader CommandUnconfirmed;
+    /// Of an addition or a change of one.
+    ChangeMembers = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
+        BadRequest BodyTooSlow BodyTooLarge NotJson Refused NotYet NoLeader CommandUnconfirmed;
     /// Of a transfer of leadership.
     Lead = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest BodyTooSlow BodyTooLarge NotJson NoSuchMember Refused NotYet NoLeader

@@ -31,8 +31,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{Times, drive};
 use super::edge::Edge;
+use super::error::Code;
 use super::protect::Guard;
-use crate::telemetry::events;
+use crate::telemetry::{count, events};
 
 /// The pauses after accepting has failed, first and longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -80,6 +81,7 @@ pub(super) async fn serve(
             accepted = accept(&listener) => accepted?,
         };
         let most = edge.max_connections();
+        count::CONNECTIONS_MOST.set(most as u64);
         if connections.receiver_count() >= most {
             full.turn_away(stream, most, edge.tls().is_some(), times.linger);
             continue;
@@ -87,6 +89,7 @@ pub(super) async fn serve(
         let (router, guard, edge) = (router.clone(), Arc::clone(&guard), edge.clone());
         let stopping = connections.subscribe();
         tokio::spawn(async move {
+            let _open = count::CONNECTIONS.held();
             // Kept to the end: it is what counts this connection.
             let mut counted = stopping;
             serve_one(stream, router, guard, &edge, times, &mut counted).await;
@@ -119,8 +122,14 @@ async fn serve_one(
         () = &mut stop => return,
         done = timeout(times.head, handshake) => match done {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return tracing::debug!("A TLS handshake failed: {error}"),
-            Err(_) => return tracing::debug!("A TLS handshake took too long"),
+            Ok(Err(error)) => {
+                count::HANDSHAKES_FAILED.inc();
+                return tracing::debug!("A TLS handshake failed: {error}");
+            }
+            Err(_) => {
+                count::HANDSHAKES_FAILED.inc();
+                return tracing::debug!("A TLS handshake took too long");
+            }
         },
     };
     drive(stream, router, guard, times, stop).await;
@@ -150,6 +159,7 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
             Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
                 if pause == PAUSES.0 {
                     tracing::warn!(
+                        MESSAGE_ID = events::DESCRIPTORS_EXHAUSTED,
                         "No connection can be accepted: {error}; they wait until others end. \
                          Raise the limit of open files (LimitNOFILE=), or lower http.max_connections"
                     );
@@ -183,6 +193,7 @@ impl Default for Full {
 impl Full {
     fn turn_away(&mut self, mut stream: TcpStream, most: usize, tls: bool, linger: Duration) {
         self.turned_away += 1;
+        Code::TooManyConnections.count();
         if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
             self.told = Some(Instant::now());
             tracing::warn!(

@@ -19,7 +19,15 @@ pub(super) struct StatusBody<'a> {
     version: &'a str,
     uptime_seconds: f64,
     node_id: u64,
-    cluster_id: &'a str,
+    /// Null while the node waits to be added to a cluster.
+    #[schema(required)]
+    cluster_id: Option<&'a str>,
+    /// `voter`, `learner`, `joining` (not added to a cluster yet), `removed`, or
+    /// `barred`: its id was known with other data.
+    membership: &'a str,
+    /// Why the node is barred.
+    #[schema(required)]
+    barred: Option<&'a str>,
     /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
     role: &'a str,
     term: u64,
@@ -136,7 +144,9 @@ fn body<'a>(
         version,
         uptime_seconds,
         node_id: status.node_id,
-        cluster_id: &status.cluster_id,
+        cluster_id: Some(status.cluster_id.as_str()).filter(|id| !id.is_empty()),
+        membership: status.membership,
+        barred: status.barred.as_deref(),
         role: status.role,
         term: status.term,
         leader: status.leader,
@@ -205,6 +215,7 @@ mod tests {
         let told: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         let expected = serde_json::json!({
             "version": "1.2.3", "uptime_seconds": 4.5, "node_id": 1, "cluster_id": "c",
+            "membership": "voter", "barred": null,
             "role": "leader", "term": 5, "leader": 1,
             "members": [
                 {"id": 1, "address": "127.0.0.1:7000", "voter": true, "lag": null},

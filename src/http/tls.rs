@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub use crate::certificate::TlsError;
 use crate::certificate::{self, Names};
+use crate::telemetry::count;
 
 /// What a listener with TLS hands its connections.
 pub(super) struct Tls(RwLock<Arc<ServerConfig>>);
@@ -65,6 +66,7 @@ fn read(
         .with_single_cert(own.chain, own.key)
         .map_err(unusable)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    count::CERTIFICATE_ENDS.set(own.ends);
     Ok((Arc::new(config), own.doubts))
 }
 

@@ -25,6 +25,7 @@ use crate::format::entry::{Entry, Payload};
 use crate::format::record::Membership;
 use crate::storage::log::Log;
 use crate::storage::{Applied, StateMachine};
+use crate::telemetry::events;
 
 /// How often a start looks whether it waits for space.
 const LOOK_FOR_SPACE: Duration = Duration::from_millis(100);
@@ -49,6 +50,9 @@ pub(super) fn open_log(
     let applied = machine.applied()?;
     if let Some(position) = applied.last_applied.filter(|_| !path.exists()) {
         tracing::warn!(
+            MESSAGE_ID = events::RAFT_LOG_MISSING,
+            ASPEN_PATH = %path.display(),
+            ASPEN_LAST_APPLIED = position.index,
             "There is no Raft log {}: a new one begins behind {position}. Votes that this node \
              gave before are forgotten",
             path.display()
@@ -128,13 +132,19 @@ fn config(options: &Options, alone: bool) -> Result<Config, StartError> {
 }
 
 /// The other nodes, as this node reaches them.
-pub(super) fn peers(options: &Options, recorded: Option<&Identity>) -> Result<Peers, StartError> {
+pub(super) fn peers(
+    options: &Options,
+    recorded: Option<&Identity>,
+    log: &Log,
+    path: PathBuf,
+) -> Result<Peers, StartError> {
     let mut local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
     if let Some(files) = &options.tls {
-        peer::warn_of(&local.protect(files)?);
+        peer::warn_of(files, &local.protect(files)?);
     }
+    local.keep_in(log, path)?;
     if let Some(identity) = recorded {
-        local.join(&identity.cluster_id);
+        local.join(&identity.cluster_id, identity.provisional);
     }
     Ok(Peers::new(Arc::new(local), options.members.clone()))
 }
@@ -157,11 +167,8 @@ pub(super) struct Beginning {
 }
 
 impl Beginning {
-    /// Starts consensus, and forms or finds the cluster, whose id is returned.
-    pub(super) async fn while_there_is_space(
-        self,
-        gate: &Gate,
-    ) -> Result<(Raft, String), StartError> {
+    /// Starts consensus, and forms or finds the cluster.
+    pub(super) async fn while_there_is_space(self, gate: &Gate) -> Result<Raft, StartError> {
         // On a task of its own: what is applied again blocks it.
         let mut starting = tokio::spawn(self.begin());
         tokio::select! {
@@ -175,7 +182,7 @@ impl Beginning {
         }
     }
 
-    async fn begin(self) -> Result<(Raft, String), StartError> {
+    async fn begin(self) -> Result<Raft, StartError> {
         let Self { log, options, .. } = self;
         let config = Arc::new(config(&options, self.alone)?);
         let peers = self.network.peers.clone();
@@ -183,16 +190,20 @@ impl Beginning {
             .await
             .map_err(refused)?;
         let (path, recorded, local) = (self.path, self.recorded, peers.local());
-        let cluster_id = join(&raft, &log, &path, recorded, &options, local).await?;
-        lead_if_alone(&raft, options.id).await?;
-        Ok((raft, cluster_id))
+        if join(&raft, &log, &path, recorded, &options, local).await? {
+            lead_if_alone(&raft, options.id).await?;
+        }
+        Ok(raft)
     }
 }
 
-/// Forms the cluster where there is none yet, and records whose data this is.
+/// Forms the cluster where there is none yet, and records whose data this is;
+/// whether it now belongs to one.
+///
 /// No peer may reach this node before this has returned: a vote that it gave
 /// would keep it from forming the cluster. It may reach others as soon as the
-/// cluster's id is known.
+/// cluster's id is known. A node that is to join a cluster forms none: who adds
+/// it tells it which one it is.
 async fn join(
     raft: &Raft,
     log: &Log,
@@ -200,41 +211,50 @@ async fn join(
     recorded: Option<Identity>,
     options: &Options,
     local: &Local,
-) -> Result<String, StartError> {
+) -> Result<bool, StartError> {
+    let is_empty = !raft.is_initialized().await.map_err(refused)?;
+    match (&recorded, is_empty) {
+        (Some(_), _) => return Ok(!is_empty),
+        (None, true) if options.join => {
+            tracing::info!(
+                "Waiting to be added to a cluster: POST /admin/members on one of its nodes, with \
+                 the id {} and the address that leads to cluster.peer_listen here",
+                options.id
+            );
+            local.wait_for_cluster();
+            return Ok(false);
+        }
+        (None, _) => {}
+    }
     let mut members = options.members.clone();
     if members.is_empty() {
         members.insert(options.id, options.peer_listen.to_string());
     }
-    let forms = !raft.is_initialized().await.map_err(refused)?;
-    if !forms && recorded.is_none() {
+    if !is_empty {
         let stored = raft.metrics().borrow_watched().membership_config.clone();
         let membership = to_membership(stored.membership());
         start::check_member(&membership, options.id, path)?;
         let nodes = membership.nodes.into_iter();
         members = nodes.map(|(id, node)| (id, node.addr)).collect();
     }
-    let cluster_id = match &recorded {
-        Some(identity) => identity.cluster_id.clone(),
-        None => start::cluster_id(&members),
+    let identity = Identity {
+        node_id: options.id,
+        cluster_id: start::cluster_id(&members),
+        // Others may know a later membership than the one stored here.
+        provisional: !is_empty && members.len() > 1,
     };
-    local.join(&cluster_id);
-    if forms {
+    local.join(&identity.cluster_id, identity.provisional);
+    if is_empty {
         let nodes = members.iter();
         let nodes = nodes.map(|(id, address)| (*id, BasicNode::new(address)));
         let nodes: BTreeMap<u64, BasicNode> = nodes.collect();
         raft.initialize(nodes).await.map_err(refused)?;
     }
-    if recorded.is_none() {
-        let identity = Identity {
-            node_id: options.id,
-            cluster_id: cluster_id.clone(),
-        };
-        let (log, path) = (log.clone(), path.to_owned());
-        spawn_blocking(move || start::record(&log, &identity, &path))
-            .await
-            .map_err(refused)??;
-    }
-    Ok(cluster_id)
+    let (log, path) = (log.clone(), path.to_owned());
+    spawn_blocking(move || start::record(&log, &identity, &path))
+        .await
+        .map_err(refused)??;
+    Ok(true)
 }
 
 /// A lone voter needs nobody's consent: it leads, and has applied all of its

@@ -13,6 +13,7 @@ use super::types::{
     RaftEntry, Types, from_entry, from_log_id, from_vote, to_entry, to_log_id, to_vote,
 };
 use crate::storage::log::{Done, Log, LogError};
+use crate::telemetry::events;
 
 /// Bytes of entries that one message to a peer holds at most: large enough
 /// that a peer far behind catches up at the speed of the network, small enough
@@ -178,7 +179,10 @@ impl RaftLogStorage<Types> for LogStore {
     async fn purge(&mut self, upto: LogIdOf<Types>) -> io::Result<()> {
         let failed = |result: io::Result<()>| {
             if let Err(error) = result {
-                tracing::error!("The Raft log could not be purged: {error}");
+                tracing::error!(
+                    MESSAGE_ID = events::STORAGE_FAILED,
+                    "The Raft log could not be purged: {error}"
+                );
             }
         };
         self.log.purge(to_log_id(&upto), Box::new(failed));

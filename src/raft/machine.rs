@@ -18,7 +18,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt as _};
 use openraft::alias::{LogIdOf, StoredMembershipOf};
@@ -35,7 +35,7 @@ use super::types::{
 use crate::format::entry::Entry;
 use crate::storage::log::Log;
 use crate::storage::{Applied, StateMachine, StorageError};
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, count, events};
 
 /// Entries applied in one transaction at most: bounds how long a transaction
 /// takes and what it holds in memory.
@@ -86,6 +86,7 @@ impl Condition {
                 Err(error) if error.is_full() && !self.stopping.load(Ordering::Relaxed) => {
                     if !waited {
                         tracing::error!(
+                            MESSAGE_ID = events::DISK_FULL,
                             "The disk is full, entries wait to be applied: {}",
                             Chain(&error)
                         );
@@ -100,7 +101,10 @@ impl Condition {
         if waited {
             self.set_full(None);
             if result.is_ok() {
-                tracing::info!("The disk has space again, entries are applied");
+                tracing::info!(
+                    MESSAGE_ID = events::DISK_RECOVERED,
+                    "The disk has space again, entries are applied"
+                );
             }
         }
         result.map_err(io::Error::other)
@@ -286,9 +290,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
         &mut self,
     ) -> io::Result<Snapshot<Leader, u64, openraft::BasicNode, SnapshotData>> {
         let (machine, condition) = (Arc::clone(&self.state_machine), Arc::clone(&self.condition));
+        let began = Instant::now();
         let meta = tokio::task::spawn_blocking(move || durable(machine.as_ref(), &condition))
             .await
             .map_err(io::Error::other)??;
+        count::SNAPSHOTS_MADE.observe(began.elapsed());
         let live = SnapshotData::Live(Arc::clone(&self.state_machine));
         Ok(snapshot(meta.unwrap_or_default(), live))
     }

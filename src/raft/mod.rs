@@ -7,8 +7,10 @@
 //! - `peer`: what nodes say to each other. `copies`: of the state machine.
 //! - `start`: what is checked before consensus starts; `join`: the cluster that
 //!   it then forms or finds.
+//! - `watcher`: who leads and who is a member, told when it changes.
 //! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
-//!   log is shortened; `lead`: how leadership is handed over.
+//!   log is shortened; `lead`: how leadership is handed over;
+//!   `members`: how members come and go; `keeper`: what each node does then.
 //!
 //! Invariants:
 //!
@@ -25,9 +27,11 @@
 mod compact;
 mod copies;
 mod join;
+mod keeper;
 mod lead;
 mod log;
 mod machine;
+mod members;
 mod network;
 mod node;
 mod peer;
@@ -38,6 +42,7 @@ mod suite;
 #[cfg(test)]
 mod tests;
 mod types;
+mod watcher;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -47,11 +52,12 @@ use self::machine::Condition;
 use crate::format::entry::Outcome;
 use crate::format::record::LogId;
 use crate::storage::log::Log;
-use crate::storage::space::Space;
+use crate::storage::space::{Free, Space};
 use crate::storage::{Sizes, StorageError};
 
 pub use self::node::{Node, Options};
 pub use self::start::StartError;
+pub use crate::format::peer::MemberState;
 
 /// How long a request may wait for its confirmation: several elections at the
 /// longest timeout that makes sense, and less than clients wait.
@@ -60,6 +66,12 @@ const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long a request waits for there to be a leader: an election and a second
 /// one, at the timeouts that nodes have unless they are told otherwise.
 const LEADER_TIME: Duration = Duration::from_secs(5);
+
+/// Most voters: with more, a write waits for more disks than it is worth.
+pub const MAX_VOTERS: usize = 5;
+
+/// Most members: each voter's replacement can be there before the voter goes.
+pub const MAX_MEMBERS: usize = 2 * MAX_VOTERS;
 
 /// How fresh a read is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,13 +227,27 @@ pub struct Member {
     pub lag: Option<u64>,
 }
 
+/// The members, as the leader knows them; from this node's log if there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// Who leads, if known.
+    pub leader: Option<u64>,
+    /// By id.
+    pub members: Vec<MemberState>,
+}
+
 /// All that an operator asks about consensus and storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// This node's id.
     pub node_id: u64,
-    /// The cluster's id.
+    /// The cluster's id; empty while it is not known.
     pub cluster_id: String,
+    /// What this node is to the cluster: `voter`, `learner`, `joining` (not yet a
+    /// member), `removed`, or `barred`.
+    pub membership: &'static str,
+    /// Why this node takes no part, if it is barred.
+    pub barred: Option<String>,
     /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
     pub role: &'static str,
     /// The current term.
@@ -248,6 +274,8 @@ pub struct Status {
     pub sizes: Sizes,
     /// What the log takes, in bytes.
     pub log_bytes: u64,
+    /// The file system of the data directory; `None` where it cannot be asked.
+    pub disk: Option<Free>,
     /// Why no write is taken at the moment, if so.
     pub full: Option<String>,
     /// Why this node cannot go on, if so: it exits soon.

@@ -86,6 +86,12 @@ impl Peer {
                 last_log_id.map(from_log_id),
                 granted,
             )),
+            Answer::NoMember(at) => {
+                self.peers.local().removed(at);
+                Err(RPCError::Network(NetworkError::from_string(
+                    "this node is not a member",
+                )))
+            }
             other => Err(self.nonsense(&other)),
         }
     }

@@ -1,5 +1,7 @@
 //! The node's handle: start, requests, status, stop.
 
+mod operate;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,17 +24,18 @@ use super::reads::{Raft, Reads, failed};
 use super::start::StartError;
 use super::types::to_log_id;
 use super::{
-    Backup, CommandError, Consistency, Gate, LEADER_TIME, Leads, Member, RequestError,
-    SnapshotDone, Status, Written, compact, lead,
+    Backup, Consistency, Gate, LEADER_TIME, Member, RequestError, SnapshotDone, Status, Written,
+    compact, keeper, lead, watcher,
 };
 use crate::certificate::TlsError;
 use crate::config::settings::{PeerFiles, Secret};
 use crate::format::entry::Request;
-use crate::format::peer::{Command, Commanded, Refusal};
+use crate::format::peer::Refusal;
 use crate::format::record::LogId;
 use crate::layout::DataDir;
 use crate::storage::space::Space;
 use crate::storage::{Checkpoint, Contents, Page, Range, StateMachine, StorageError};
+use crate::telemetry::events;
 
 /// How often a node looks whether consensus has failed.
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
@@ -48,6 +51,8 @@ pub struct Options {
     pub id: u64,
     /// The members that form a new cluster and their addresses; this node alone if empty.
     pub members: BTreeMap<u64, String>,
+    /// Whether a node without data waits to be added to a cluster instead of forming one.
+    pub join: bool,
     /// Where other nodes connect; its own address in a cluster of its own.
     pub peer_listen: SocketAddr,
     /// What only the nodes of the cluster know.
@@ -71,7 +76,6 @@ pub struct Node(Arc<Inner>);
 
 struct Inner {
     options: Options,
-    cluster_id: String,
     raft: Raft,
     state_machine: Arc<dyn StateMachine>,
     gate: Arc<Gate>,
@@ -80,8 +84,10 @@ struct Inner {
     reads: Reads,
     copies: Arc<Copies>,
     compaction: AbortHandle,
+    keeping: AbortHandle,
     service: Arc<Service>,
     listening: AbortHandle,
+    watching: AbortHandle,
 }
 
 impl Node {
@@ -115,8 +121,9 @@ impl Node {
             copy: dir.copy(),
         };
         let copies = Arc::new(Copies::new(&state_machine, dir.copy()));
-        let peers = join::peers(&options, recorded.as_ref())?;
-        let listener = match peer::has_others(options.members.keys(), options.id) {
+        let peers = join::peers(&options, recorded.as_ref(), &log, dir.raft_log())?;
+        let has_company = options.join || peer::has_others(options.members.keys(), options.id);
+        let listener = match has_company {
             true => Some(peer::listen(options.peer_listen).await?),
             false => None,
         };
@@ -133,7 +140,7 @@ impl Node {
             alone,
             options: options.clone(),
         };
-        let (raft, cluster_id) = beginning.while_there_is_space(&gate).await?;
+        let raft = beginning.while_there_is_space(&gate).await?;
         let leader = Leader::new(
             raft.clone(),
             peers.clone(),
@@ -149,11 +156,12 @@ impl Node {
         });
         let serving = peer::serve(listener, options.peer_listen, Arc::clone(&service));
         let listening = tokio::spawn(serving);
+        let keeping = keeper::start(&raft, &peers, &leader);
         let compaction = compact::start(&raft, &log, state_machine.backend(), options.log_keep);
+        let watching = watcher::start(&raft, options.id);
         let reads = Reads::start(&leader, &state_machine, options.readers);
         Ok(Self(Arc::new(Inner {
             options,
-            cluster_id,
             raft,
             state_machine,
             gate,
@@ -162,8 +170,10 @@ impl Node {
             reads,
             copies,
             compaction,
+            keeping,
             service,
             listening: listening.abort_handle(),
+            watching,
         })))
     }
 
@@ -281,9 +291,20 @@ impl Node {
             lag: lag(id),
         });
         let leads = metrics.state == ServerState::Leader;
+        let local = node.peers.local();
+        let is_member = membership.get_node(&node.options.id).is_some();
+        let standing = match metrics.membership_config.log_id() {
+            _ if local.barred().is_some() => "barred",
+            None => "joining",
+            Some(_) if !is_member || local.is_removed() => "removed",
+            Some(_) if voters.contains(&node.options.id) => "voter",
+            Some(_) => "learner",
+        };
         Status {
             node_id: node.options.id,
-            cluster_id: node.cluster_id.clone(),
+            cluster_id: local.cluster().unwrap_or_default(),
+            membership: standing,
+            barred: local.barred(),
             role: role(metrics.state),
             term: metrics.current_term,
             leader: metrics.current_leader,
@@ -304,28 +325,15 @@ impl Node {
             backend: node.state_machine.backend(),
             sizes: node.state_machine.sizes(),
             log_bytes: node.gate.log.file_bytes(),
+            disk: node.gate.space.free(),
             full: node.gate.full(),
             failed: metrics.running_state.err().map(|fatal| fatal.to_string()),
         }
     }
 
-    /// Has another node lead: `to`, or the voter that has most. Returns once it does.
-    ///
-    /// # Errors
-    /// See [`CommandError`]. One that is not done yet may be done a moment later.
-    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<Leads, CommandError> {
-        let done = self
-            .0
-            .leader
-            .command(Command::Lead(to), LEADER_TIME)
-            .await?;
-        let Commanded::Leads { leader, term } = done;
-        Ok(Leads { leader, term })
-    }
-
     /// Hands leadership over before a stop, if this node leads and another can.
     /// Requests are still served. Returns once writes that others forwarded here
-    /// are answered, after some seconds at most.
+    /// are answered, after some seconds at most. The node never asks for votes again.
     pub async fn hand_over(&self) {
         let Inner {
             raft,
@@ -333,19 +341,37 @@ impl Node {
             options,
             ..
         } = &*self.0;
+        raft.runtime_config().elect(false);
+        // Votes that it asked for before may still come in.
+        let waiting = raft.wait(Some(options.election_timeout));
+        let decided = waiting.metrics(
+            |metrics| metrics.state != ServerState::Candidate,
+            "no candidate any more",
+        );
+        // One that nobody answers cannot win.
+        let _ = decided.await;
         match lead::hand_over(raft, None, options.election_timeout).await {
             Ok(_) | Err(Refusal::NotLeader) => {}
-            Err(Refusal::Refused(why)) => {
-                return tracing::info!("Leadership is not handed over: {why}");
-            }
-            Err(refusal) => {
-                tracing::warn!("Leadership was not handed over in time: {refusal:?}");
-            }
+            Err(Refusal::Refused(why)) => tracing::info!("Leadership is not handed over: {why}"),
+            Err(refusal) => tracing::warn!(
+                MESSAGE_ID = events::LEADERSHIP_NOT_HANDED_OVER,
+                ASPEN_TERM = raft.metrics().borrow_watched().current_term,
+                "Leadership was not handed over in time: {refusal:?}"
+            ),
         }
         // It may have led until a moment ago.
         if timeout(ANSWER_TIME, leader.answered()).await.is_err() {
-            tracing::warn!("Writes of other nodes' were still under way after {ANSWER_TIME:?}");
+            tracing::warn!(
+                MESSAGE_ID = events::REQUESTS_CUT_OFF,
+                "Writes of other nodes' were still under way after {ANSWER_TIME:?}"
+            );
         }
+    }
+
+    /// Which data this node has.
+    #[cfg(test)]
+    pub(super) fn incarnation(&self) -> u128 {
+        self.0.peers.local().incarnation()
     }
 
     /// Resolves when the node cannot go on, with the reason.
@@ -367,7 +393,7 @@ impl Node {
     /// # Errors
     /// When it cannot be used; the one in use stays.
     pub fn renew_certificate(&self, files: &PeerFiles) -> Result<(), TlsError> {
-        peer::warn_of(&self.0.peers.local().renew(files)?);
+        peer::warn_of(files, &self.0.peers.local().renew(files)?);
         Ok(())
     }
 
@@ -378,11 +404,16 @@ impl Node {
     pub async fn stop(&self) -> Result<(), StartError> {
         let node = &self.0;
         node.compaction.abort();
+        node.keeping.abort();
         node.service.leave().await;
         node.listening.abort();
+        node.watching.abort();
         node.gate.condition.stopping.store(true, Ordering::Relaxed);
         if node.raft.shutdown().await.is_err() {
-            tracing::error!("Consensus did not end in order");
+            tracing::error!(
+                MESSAGE_ID = events::REQUESTS_CUT_OFF,
+                "Consensus did not end in order"
+            );
         }
         let (log, machine) = (node.gate.log.clone(), Arc::clone(&node.state_machine));
         let closed = spawn_blocking(move || {

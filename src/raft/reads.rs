@@ -12,7 +12,7 @@ use super::peer::{Confirmation, Leader};
 use super::types::Types;
 use super::{Consistency, LEADER_TIME, RequestError};
 use crate::storage::{StateMachine, StorageError};
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, events};
 
 pub(super) type Raft = openraft::Raft<Types, Machine>;
 
@@ -82,12 +82,19 @@ async fn serve(
 ) {
     let mut round = Vec::new();
     loop {
-        // First the permit, then the reads: what arrives meanwhile joins.
+        // A queue without reads must hold no permit: the others would lack it.
+        let Some(first) = queue.recv().await else {
+            return;
+        };
+        round.push(first);
         let Ok(permit) = Arc::clone(&rounds).acquire_owned().await else {
             return;
         };
-        if queue.recv_many(&mut round, MAX_ROUND).await == 0 {
-            return;
+        // What has arrived meanwhile joins.
+        while round.len() < MAX_ROUND
+            && let Ok(next) = queue.try_recv()
+        {
+            round.push(next);
         }
         let waiting = std::mem::take(&mut round);
         let (leader, state_machine) = (leader.clone(), Arc::clone(&state_machine));
@@ -133,6 +140,10 @@ pub(super) fn failed(error: StorageError) -> RequestError {
     if matches!(error, StorageError::Closed) {
         return RequestError::Stopping;
     }
-    tracing::error!("The state machine failed: {}", Chain(&error));
+    tracing::error!(
+        MESSAGE_ID = events::STORAGE_FAILED,
+        "The state machine failed: {}",
+        Chain(&error)
+    );
     RequestError::Storage(Arc::new(error))
 }

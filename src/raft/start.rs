@@ -21,11 +21,20 @@ const IDENTITY: &str = "identity";
 /// table: a [`LogId`] in the encoding of the others.
 const INSTALLING: &str = "installing_snapshot";
 
+/// Key of the incarnation, 16 bytes, little-endian: see [`Local`](super::peer::Local).
+const INCARNATION: &str = "incarnation";
+
+/// Key of the incarnations of other nodes by id: JSON.
+const MET: &str = "met";
+
 /// Whose data this is; recorded at the first start, never changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
     pub(super) node_id: u64,
     pub(super) cluster_id: String,
+    /// Whether the cluster's id was made from legacy data, and nobody has confirmed it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) provisional: bool,
 }
 
 /// Why a node does not start.
@@ -125,19 +134,50 @@ pub(super) fn recorded(log: &Log, path: &Path) -> Result<Option<Identity>, Start
     };
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|source| StartError::Identity {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|source| identity_damaged(path, source))
 }
 
 /// Records the identity for ever.
 pub(super) fn record(log: &Log, identity: &Identity, path: &Path) -> Result<(), StartError> {
-    let bytes = serde_json::to_vec(identity).map_err(|source| StartError::Identity {
+    let bytes = serde_json::to_vec(identity).map_err(|source| identity_damaged(path, source))?;
+    Ok(log.set_meta(IDENTITY, &bytes)?)
+}
+
+/// The incarnation of this data, made if there is none.
+pub(super) fn incarnation(log: &Log) -> Result<u128, StartError> {
+    if let Some(bytes) = log.meta(INCARNATION)?
+        && let Ok(bytes) = bytes.try_into()
+    {
+        return Ok(u128::from_le_bytes(bytes));
+    }
+    let made: u128 = rand::random();
+    log.set_meta(INCARNATION, &made.to_le_bytes())?;
+    Ok(made)
+}
+
+/// Whom this node has met, and with which data.
+pub(super) fn met(log: &Log, path: &Path) -> Result<BTreeMap<u64, u128>, StartError> {
+    let Some(bytes) = log.meta(MET)? else {
+        return Ok(BTreeMap::new());
+    };
+    serde_json::from_slice(&bytes).map_err(|source| identity_damaged(path, source))
+}
+
+/// Records whom this node has met.
+pub(super) fn record_met(
+    log: &Log,
+    met: &BTreeMap<u64, u128>,
+    path: &Path,
+) -> Result<(), StartError> {
+    let bytes = serde_json::to_vec(met).map_err(|source| identity_damaged(path, source))?;
+    Ok(log.set_meta(MET, &bytes)?)
+}
+
+fn identity_damaged(path: &Path, source: serde_json::Error) -> StartError {
+    StartError::Identity {
         path: path.to_owned(),
         source,
-    })?;
-    Ok(log.set_meta(IDENTITY, &bytes)?)
+    }
 }
 
 /// Records which snapshot is about to replace the state machine.
@@ -229,8 +269,8 @@ pub(super) fn check(pair: &Pair<'_>) -> Result<(), StartError> {
         if !installed && last.is_none_or(|last| last.index < applied.index) {
             return Err(StartError::Inconsistent(format!(
                 "the state machine has applied up to {applied}, but the log {log} ends at {}; \
-                 restore both from one backup, or start this node with an empty data directory \
-                 as a new member",
+                 restore both from one backup, or start a node with an empty data directory and \
+                 a new id as a new member",
                 at(last)
             )));
         }
@@ -374,6 +414,7 @@ mod tests {
         let identity = Identity {
             node_id: 2,
             cluster_id: "c".into(),
+            provisional: false,
         };
         let path = Path::new("raft-log.redb");
         assert!(check_identity(Some(&identity), 2, path).is_ok());

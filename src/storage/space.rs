@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::statvfs;
 
+use crate::telemetry::events;
+
 /// Most bytes that stay free: some seconds of writing at full speed into log
 /// and state machine, more than requests in flight can add.
 pub const RESERVE_BYTES: u64 = 64 << 20;
@@ -19,6 +21,8 @@ pub const RESERVE_PART: u64 = 20;
 /// How long an answer holds: long enough to cost nothing per request, short
 /// enough that what is written meanwhile is a small part of the reserve.
 const HOLDS: Duration = Duration::from_millis(100);
+/// How often it is told at most that writes are refused, or taken again.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Too little space to take a write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,10 +40,23 @@ pub struct NoSpace {
     pub needed: u64,
 }
 
+/// What there is of a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// Free, for others than root.
+    pub free: u64,
+    /// To stay free: with less, no write is taken.
+    pub reserved: u64,
+    /// In all.
+    pub size: u64,
+}
+
 /// The free space of a directory's file system.
 #[derive(Debug)]
 pub struct Space {
     dir: PathBuf,
+    /// When it was last told that writes are refused, or taken again, and which.
+    told: Mutex<Option<(Instant, bool)>>,
     /// When it was last looked at, and what was found.
     seen: Mutex<Option<(Instant, Result<(), NoSpace>)>>,
 }
@@ -50,6 +67,7 @@ impl Space {
     pub fn new(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            told: Mutex::new(None),
             seen: Mutex::new(None),
         }
     }
@@ -64,34 +82,69 @@ impl Space {
             Some((when, found)) if when.elapsed() < HOLDS => found.clone(),
             _ => {
                 let found = self.look();
+                self.tell(found.as_ref().err());
                 *seen = Some((Instant::now(), found.clone()));
                 found
             }
         }
     }
 
+    /// What there is; `None` where the file system cannot be asked.
+    #[must_use]
+    pub fn free(&self) -> Option<Free> {
+        free(&self.dir)
+    }
+
     fn look(&self) -> Result<(), NoSpace> {
         // A file system that cannot be asked refuses writes by itself, with a better reason.
-        let Some((free, needed)) = free_and_reserved(&self.dir) else {
+        let Some(found) = self.free() else {
             return Ok(());
         };
-        if free >= needed {
+        if found.free >= found.reserved {
             return Ok(());
         }
         Err(NoSpace {
             dir: self.dir.clone(),
-            free,
-            needed,
+            free: found.free,
+            needed: found.reserved,
         })
+    }
+
+    /// Tells that writes are refused or taken again, where that is news, and
+    /// not at every turn of a disk that is just at its limit.
+    fn tell(&self, full: Option<&NoSpace>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = told.as_ref();
+        let news = before.is_some_and(|(_, was_full)| *was_full) != full.is_some();
+        if !news || before.is_some_and(|(when, _)| when.elapsed() < TELL_INTERVAL) {
+            return;
+        }
+        *told = Some((Instant::now(), full.is_some()));
+        match full {
+            Some(full) => tracing::error!(
+                target: "aspen::storage",
+                MESSAGE_ID = events::DISK_FULL,
+                "No write is taken: {full}"
+            ),
+            None => tracing::info!(
+                target: "aspen::storage",
+                MESSAGE_ID = events::DISK_RECOVERED,
+                "There is space again in {}: writes are taken",
+                self.dir.display()
+            ),
+        }
     }
 }
 
-/// Bytes free on the file system that holds `dir`, and how many must stay free
-/// for what is in the log already; `None` where it cannot be asked.
-pub(super) fn free_and_reserved(dir: &Path) -> Option<(u64, u64)> {
+/// What there is of the file system that holds `dir`; `None` where it cannot be asked.
+pub(super) fn free(dir: &Path) -> Option<Free> {
     let stat = statvfs(dir).ok()?;
-    let free = stat.blocks_available() * stat.fragment_size();
-    Some((free, reserve(stat.blocks() * stat.fragment_size())))
+    let size = stat.blocks() * stat.fragment_size();
+    Some(Free {
+        free: stat.blocks_available() * stat.fragment_size(),
+        reserved: reserve(size),
+        size,
+    })
 }
 
 /// What must stay free of a file system of `total` bytes.

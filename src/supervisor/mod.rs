@@ -51,6 +51,9 @@ use crate::telemetry::{self, Chain, LogOptions, events};
 /// How long requests under way may take once the node stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether certificates end soon.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Name and version, for records.
 const PROGRAM: &str = concat!("aspen-node ", env!("CARGO_PKG_VERSION"));
 
@@ -224,7 +227,10 @@ impl<'a> Life<'a> {
         node.hand_over().await;
         drop(drain);
         if tokio::time::timeout(DRAIN_TIME, server).await.is_err() {
-            tracing::warn!("Requests were still under way after {DRAIN_TIME:?} and are cut off");
+            tracing::warn!(
+                MESSAGE_ID = events::REQUESTS_CUT_OFF,
+                "Requests were still under way after {DRAIN_TIME:?} and are cut off"
+            );
         }
         node.stop().await?;
         let milliseconds = draining_since.elapsed().as_millis();
@@ -330,6 +336,7 @@ impl<'a> Life<'a> {
             members: members
                 .map(|(id, member)| (*id, member.peer.clone()))
                 .collect(),
+            join: settings.cluster.join,
             peer_listen: settings.cluster.peer_listen,
             secret: settings.cluster.secret.clone(),
             tls: settings.cluster.tls(),
@@ -429,10 +436,12 @@ impl<'a> Life<'a> {
         }
         // Without a watchdog the timer only has to exist.
         let mut alive = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
+        let mut days = tokio::time::interval_at(tokio::time::Instant::now() + DAY, DAY);
         let mut failed = std::pin::pin!(node.failed());
         loop {
             tokio::select! {
                 _ = alive.tick() => self.notify.ping_watchdog(),
+                _ = days.tick() => reload::warn_of_ends(self.settings()),
                 signal = signals.next() => match signal {
                     Signal::Stop(cause) => {
                         self.stop_requested(cause);

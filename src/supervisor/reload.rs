@@ -1,20 +1,37 @@
 //! What a running node takes over from a newer configuration.
 
+use std::time::SystemTime;
+
 use super::Life;
-use crate::config::settings::Http;
+use crate::certificate;
+use crate::config::settings::{Http, Settings};
 use crate::raft::Node;
-use crate::telemetry::{Chain, events};
+use crate::telemetry::{Chain, count, events};
 
 impl Life<'_> {
     /// Takes over what can be changed while the node runs, and says what cannot.
     pub(super) fn reload(&mut self) {
         if let Err(error) = self.log.reopen_file() {
-            tracing::warn!("{}", Chain(&error));
+            tracing::warn!(
+                MESSAGE_ID = events::LOG_FILE_UNAVAILABLE,
+                ASPEN_LOG_FILE = self
+                    .settings()
+                    .log
+                    .file
+                    .as_ref()
+                    .map(|file| file.display().to_string()),
+                "{}",
+                Chain(&error)
+            );
         }
+        let file = self.loaded.file.as_ref();
+        let file = file.map(|file| file.display().to_string());
         let loaded = match self.arguments.load() {
             Ok(loaded) => loaded,
             Err(error) => {
                 tracing::error!(
+                    MESSAGE_ID = events::NOT_RELOADED,
+                    ASPEN_CONFIG = file,
                     "Not reloaded, the running configuration stays: {}",
                     Chain(&error)
                 );
@@ -22,7 +39,12 @@ impl Life<'_> {
             }
         };
         if let Err(error) = self.log.set_filter(&loaded.settings.log.filter) {
-            tracing::error!("The log filter was not reloaded: {}", Chain(&error));
+            tracing::error!(
+                MESSAGE_ID = events::NOT_RELOADED,
+                ASPEN_CONFIG = file,
+                "The log filter was not reloaded: {}",
+                Chain(&error)
+            );
             return;
         }
         self.reload_edge(&loaded.settings.http);
@@ -69,6 +91,23 @@ impl Life<'_> {
                 ASPEN_CERTIFICATE = %files.certificate.display(),
                 "The certificate for other nodes in use stays: {}",
                 Chain(&error)
+            );
+        }
+    }
+}
+
+/// Tells of certificates in use that have come near their end while the node ran.
+pub(super) fn warn_of_ends(settings: &Settings) {
+    let (http, peers) = (settings.http.tls(), settings.cluster.tls());
+    let own = http.map(|(path, _)| (path.to_owned(), count::CERTIFICATE_ENDS.get()));
+    let of_peers = peers.map(|files| (files.certificate, count::PEER_CERTIFICATE_ENDS.get()));
+    for (path, ends) in own.into_iter().chain(of_peers) {
+        let doubt = certificate::about_end(&path, ends, SystemTime::now());
+        if let Some(doubt) = doubt.filter(|_| ends > 0) {
+            tracing::warn!(
+                MESSAGE_ID = events::CERTIFICATE_DOUBTFUL,
+                ASPEN_CERTIFICATE = %path.display(),
+                "{doubt}"
             );
         }
     }

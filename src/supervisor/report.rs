@@ -94,6 +94,11 @@ impl Reporter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn data_dir(&self) -> Option<String> {
+        let dir = self.redb.parent();
+        dir.map(|dir| dir.display().to_string())
+    }
+
     fn milliseconds(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -312,6 +317,9 @@ fn log(event: &Event<'_>, reporter: &Reporter) {
     match event {
         Event::LeftoversRemoved(paths) => tracing::info!(
             target: "aspen::migration",
+            MESSAGE_ID = events::LEFTOVERS_REMOVED,
+            ASPEN_DATA_DIR = reporter.data_dir(),
+            ASPEN_COUNT = paths.len(),
             "Removed {} half-made files of an interrupted migration",
             paths.len()
         ),
@@ -327,29 +335,45 @@ fn log(event: &Event<'_>, reporter: &Reporter) {
         Event::LogTakenOver(done) => taken_over(done),
         Event::BookkeepingRebuilt(path) => tracing::warn!(
             target: "aspen::migration",
+            MESSAGE_ID = events::SOURCE_REBUILT,
+            ASPEN_SOURCE = %path.display(),
             "{} has a damaged allocator state, which was rebuilt in memory; every row passes its checksum",
             path.display()
         ),
         Event::HistoryFailed(error) => {
             tracing::warn!(
                 target: "aspen::migration",
+                MESSAGE_ID = events::RECORD_NOT_WRITTEN,
+                ASPEN_DATA_DIR = reporter.data_dir(),
                 "The history of migrations was not written: {}",
                 Chain(*error)
             );
         }
         Event::RecordFailed(error) => {
-            tracing::warn!(target: "aspen::migration", "{}", Chain(*error));
+            tracing::warn!(
+                target: "aspen::migration",
+                MESSAGE_ID = events::RECORD_NOT_WRITTEN,
+                ASPEN_DATA_DIR = reporter.data_dir(),
+                "{}",
+                Chain(*error)
+            );
         }
         Event::BackupsRemoved(paths) => tracing::info!(
             target: "aspen::migration",
             MESSAGE_ID = events::BACKUPS_REMOVED,
-            ASPEN_DATA_DIR = %reporter.redb.parent().map(|dir| dir.display().to_string()).unwrap_or_default(),
+            ASPEN_DATA_DIR = reporter.data_dir(),
             ASPEN_COUNT = paths.len(),
             "Removed {} old backups beyond those to keep",
             paths.len()
         ),
         Event::PruneFailed(error) => {
-            tracing::warn!(target: "aspen::migration", "Old backups were not removed: {}", Chain(*error));
+            tracing::warn!(
+                target: "aspen::migration",
+                MESSAGE_ID = events::BACKUPS_NOT_REMOVED,
+                ASPEN_DATA_DIR = reporter.data_dir(),
+                "Old backups were not removed: {}",
+                Chain(*error)
+            );
         }
         Event::ConfigRewritten(path) => tracing::info!(
             target: "aspen::migration",

@@ -38,17 +38,17 @@ pub struct Event {
 }
 
 macro_rules! events {
-    ($($(#[$doc:meta])* $name:ident = $id:literal [$($field:ident),*];)*) => {
+    ($($(#[$doc:meta])* $name:ident = $id:literal [$($first:ident $(, $field:ident)*)?];)*) => {
         $($(#[$doc])*
         #[doc = ""]
-        #[doc = concat!("Fields:" $(, " `", stringify!($field), "`")*, ".")]
+        $(#[doc = concat!("Fields: `", stringify!($first), "`" $(, ", `", stringify!($field), "`")*, ".")])?
         pub const $name: &str = $id;)*
 
         /// Every event in this module, in the order in which a start meets them.
         pub const ALL: &[Event] = &[$(Event {
             name: stringify!($name),
             id: $id,
-            fields: &[$(stringify!($field)),*],
+            fields: &[$(stringify!($first) $(, stringify!($field))*)?],
         }),*];
     };
 }
@@ -74,18 +74,26 @@ events! {
     MIGRATION_PHASE = "39f425fd0afd43c8a83e27be4b74c522" [ASPEN_PHASE, ASPEN_KEYS, ASPEN_BYTES, ASPEN_DURATION_MS];
     /// The source has a durable backup.
     MIGRATION_BACKUP = "8f8decaa1f1b4c1c9194f2ebfcaf2ba3" [ASPEN_SOURCE, ASPEN_BACKUP, ASPEN_BYTES];
+    /// A damage of the source that touches no row was mended in memory.
+    SOURCE_REBUILT = "840f927ed7c547b78616c66525f801a9" [ASPEN_SOURCE];
     /// The source of a migration is damaged.
     SOURCE_DAMAGED = "f6c616980dad4fbea332c4172ce46d8a" [ASPEN_SOURCE];
     /// The legacy Raft log is in the current file format.
     RAFT_LOG_TAKEN_OVER = "a3244b3c19024bfdaf52fc352a16012f" [ASPEN_SOURCE, ASPEN_BACKUP, ASPEN_FORMAT_FROM, ASPEN_FORMAT_TO, ASPEN_ENTRIES, ASPEN_DURATION_MS];
     /// A migration is complete: verified, published, recorded.
     MIGRATION_COMPLETED = "1eafa8d1880e457aaeb0f88c97fc8bb6" [ASPEN_SOURCE, ASPEN_TARGET, ASPEN_BACKUP, ASPEN_KEYS, ASPEN_CHECKSUM, ASPEN_DURATION_MS];
+    /// A migration is complete, and its record could not be written or read everywhere.
+    RECORD_NOT_WRITTEN = "4adeac9070ad423880a91e2a2c9c8ee3" [ASPEN_DATA_DIR];
     /// A migration failed; the source is as it was.
     MIGRATION_FAILED = "0354f15b63ac4fc498fac7ca82b88893" [ASPEN_SOURCE, ASPEN_PHASE, ASPEN_EXIT];
     /// A migration was stopped on request; the source is as it was.
     MIGRATION_INTERRUPTED = "e8cf0f607520428c893324924c516790" [ASPEN_SOURCE, ASPEN_PHASE];
+    /// What an interrupted migration left half-made was removed.
+    LEFTOVERS_REMOVED = "822c68d497bf4ee08486dc9566ae752a" [ASPEN_DATA_DIR, ASPEN_COUNT];
     /// Backups beyond those to keep were removed.
     BACKUPS_REMOVED = "b83987fbf612483fafbf0916835a615e" [ASPEN_DATA_DIR, ASPEN_COUNT];
+    /// Backups beyond those to keep could not be removed.
+    BACKUPS_NOT_REMOVED = "1977239cd237466196a08c5b5f949fb5" [ASPEN_DATA_DIR];
     /// The configuration file now says what was migrated.
     CONFIG_REWRITTEN = "fbd03e7f1f01412dae6348b7f702bd12" [ASPEN_CONFIG];
     /// The configuration file should say what was migrated and could not be written.
@@ -94,18 +102,78 @@ events! {
     STORAGE_INITIALIZED = "790a06756d6b4d16bf9b0c7bb541a2ab" [ASPEN_STORAGE];
     /// The state machine is loaded; see [`state_machine_loaded`].
     STATE_MACHINE_LOADED = "53af3064fb284c8f863883b55c6fe9d6" [ASPEN_LAST_APPLIED];
+    /// There is data and no Raft log; a new log begins behind it.
+    RAFT_LOG_MISSING = "1e8136bc3428492786e8b498abea314c" [ASPEN_PATH, ASPEN_LAST_APPLIED];
     /// The service manager expects a sign of life at intervals, and gets it.
     WATCHDOG_ENABLED = "1a6c7886e3824d50b3a6b4653ad4d796" [ASPEN_INTERVAL_MS];
     /// The node serves.
     NODE_READY = "9eb8feee0a7b48d8ae512242dc0bb760" [ASPEN_STORAGE, ASPEN_HTTP_LISTEN, ASPEN_DURATION_MS];
+    /// This node leads.
+    LEADERSHIP_GAINED = "f86b6cfb52074a08b6369eb0391d7aa6" [ASPEN_LEADER, ASPEN_TERM];
+    /// This node leads no more; the leader is absent where none is known.
+    LEADERSHIP_LOST = "f93c6b27f5cd4bf7bd272558e6a1b554" [ASPEN_LEADER, ASPEN_TERM];
+    /// A leader that stops could not hand over in time; the others elect one.
+    LEADERSHIP_NOT_HANDED_OVER = "2fc67c89d9114f0a9a4216a60521c874" [ASPEN_TERM];
+    /// Another node leads.
+    LEADER_CHANGED = "41598a18c3d94d1681a6fcf268550a5a" [ASPEN_LEADER, ASPEN_TERM];
+    /// There was a leader and none is known any more.
+    LEADER_UNKNOWN = "a8c9d2c8cb6d43fcbe0418355070ef10" [ASPEN_TERM];
+    /// A member has come to the cluster.
+    MEMBER_ADDED = "6ed13e0749a84e4086d8ce0242d24316" [ASPEN_MEMBER, ASPEN_PEER_ADDRESS, ASPEN_VOTER];
+    /// A member votes now, votes no more, or has another address.
+    MEMBER_CHANGED = "c96913fa8d2b418b99f04dc7e6f88abe" [ASPEN_MEMBER, ASPEN_PEER_ADDRESS, ASPEN_VOTER];
+    /// A member has left the cluster.
+    MEMBER_REMOVED = "1deb9519c8424b5ab43585df39f5d7f5" [ASPEN_MEMBER];
+    /// This node is a member of its cluster no more.
+    NODE_REMOVED = "ef01b85ad54249e384781dc204d50caf" [ASPEN_MEMBER];
+    /// This node's id was known with other data; it takes no part in the cluster.
+    NODE_BARRED = "3f04b424ac964df08a13e04d04ecf6f9" [ASPEN_MEMBER];
+    /// Another node is reached, at first or again.
+    PEER_CONNECTED = "74a571d8c84c487c93bcc57c68f654c1" [ASPEN_MEMBER, ASPEN_PEER_ADDRESS];
+    /// Another node cannot be reached.
+    PEER_UNREACHABLE = "d7e8d43dac5444fdb6938c71be6a41e9" [ASPEN_MEMBER, ASPEN_PEER_ADDRESS];
+    /// Somebody at the address for other nodes was refused.
+    PEER_REFUSED = "26750f6ee1d540d88f85a672d17b541b" [ASPEN_PEER_ADDRESS];
+    /// Another node of the cluster said what this one does not understand.
+    PEER_MISUNDERSTOOD = "49af2173851a49268cf139d75f614568" [ASPEN_MEMBER];
+    /// The address for other nodes cannot be listened on.
+    PEER_LISTENER_FAILED = "8451a43e765443d28ec71f99069b4fa5" [ASPEN_PEER_ADDRESS];
+    /// Another node has got the whole state, because the log does not reach back far enough for it.
+    SNAPSHOT_SENT = "b44f4aa190764dfb986197fcca56bf47" [ASPEN_MEMBER, ASPEN_BYTES, ASPEN_DURATION_MS];
+    /// This node has got the whole state from its leader.
+    SNAPSHOT_INSTALLED = "32944e9a77aa4f49ab6b5c2e9c6c908f" [ASPEN_MEMBER, ASPEN_BYTES, ASPEN_DURATION_MS];
+    /// A snapshot could not be sent or taken.
+    SNAPSHOT_FAILED = "c53ca6cd691b47a48bb0097d29209b08" [ASPEN_MEMBER];
+    /// The disk is full, or nearly: no write is taken, or those under way wait.
+    DISK_FULL = "a31e75aae67c4cf285f26c1e1da72802" [];
+    /// There is space again after the disk was full.
+    DISK_RECOVERED = "773a5050f01546dfbc7dce017fdb6188" [];
+    /// The write-ahead log went into the database; routine ones are added up.
+    WAL_CHECKPOINT = "e8d50e25128147e495f54a9ee757d080" [ASPEN_PAGES, ASPEN_WAL_BYTES, ASPEN_DURATION_MS];
+    /// The write-ahead log grows, because something reads an old state, or cannot be checkpointed.
+    WAL_LARGE = "fefce159299040448f1b24ef1de781d5" [ASPEN_PATH, ASPEN_WAL_BYTES];
+    /// A file of the node failed.
+    STORAGE_FAILED = "ce2cbeb69e7c47de81eab237efeaa740" [];
+    /// Another process holds the database's write lock.
+    DATABASE_BUSY = "cfa5afcff1934fb9b710ab658c899a0b" [ASPEN_PATH];
+    /// A backup was sent to its end.
+    BACKUP_SENT = "20d64adb0cf24001bd855b2bea0329f2" [ASPEN_BYTES, ASPEN_LAST_APPLIED, ASPEN_DURATION_MS];
+    /// A backup broke off, or could not be made.
+    BACKUP_FAILED = "b0f6255d25fe4f2eac93600bd6292436" [];
     /// Clients open more connections than the node takes.
     CONNECTIONS_EXHAUSTED = "03bd4cf4adbf45c0917d86d52acc7495" [ASPEN_CONNECTIONS];
+    /// The system lets the node open no more connections.
+    DESCRIPTORS_EXHAUSTED = "47c17823400e46418ae468b593021541" [];
     /// A newer certificate could not be taken over.
     CERTIFICATE_KEPT = "6dcbb9c0cd4f4927b60281e307d4eeba" [ASPEN_CERTIFICATE];
     /// What can be reloaded was; the message says what needs a restart.
     RELOADED = "99249c65a6d649959c5ef097fd54c85b" [ASPEN_CONFIG];
+    /// The configuration was to be reloaded and is wrong.
+    NOT_RELOADED = "37107dc11bf84280a9af98e5019689a4" [ASPEN_CONFIG];
     /// The node has been asked to stop.
     NODE_STOPPING = "8dca801a81ee49bd9b03b85e45f3a0d5" [ASPEN_CAUSE];
+    /// Requests or consensus did not end in time when the node stopped.
+    REQUESTS_CUT_OFF = "fc8317ecceb94ecc9b46f226caf45656" [];
     /// The node has stopped as asked.
     NODE_STOPPED = "265044c8b6a84493a009b5fe08067bbb" [ASPEN_DURATION_MS];
     /// The node could not start, or could not go on.

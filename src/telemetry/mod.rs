@@ -8,6 +8,7 @@
 //! Logging never fails and never stops the node: whatever cannot be written is
 //! lost, and where another way is left, that is said there.
 
+pub mod count;
 pub mod events;
 mod file;
 mod journal;
@@ -238,4 +239,4 @@ where
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -42,7 +42,7 @@ pub(super) fn captured(filter: &str, colours: bool, emit: impl FnOnce()) -> Stri
 }
 
 /// The same in lines, without colours and without the time and the space after it.
-pub(super) fn text_of(filter: &str, emit: impl FnOnce()) -> Vec<String> {
+pub(crate) fn text_of(filter: &str, emit: impl FnOnce()) -> Vec<String> {
     untimed(&captured(filter, false, emit))
 }
 

@@ -39,6 +39,7 @@ impl Client {
             stream.set_read_timeout(Some(self.patience))?;
             stream.set_write_timeout(Some(self.patience))?;
             stream.set_nodelay(true)?;
+            notice_death(&stream);
             self.connection = Some(BufReader::new(stream));
         }
         Ok(())
@@ -51,18 +52,18 @@ impl Client {
         target: &str,
         body: Option<&Value>,
     ) -> io::Result<Answer> {
-        self.ask_with("", method, target, body)
+        self.ask_with(method, target, "", body)
     }
 
-    /// The same with further headers, each ending its line.
+    /// The same with more lines in the head, each with its end.
     pub(crate) fn ask_with(
         &mut self,
-        headers: &str,
         method: &str,
         target: &str,
+        headers: &str,
         body: Option<&Value>,
     ) -> io::Result<Answer> {
-        let answer = self.exchange(headers, method, target, body);
+        let answer = self.exchange(method, target, headers, body);
         if answer.is_err() {
             self.connection = None;
         }
@@ -71,9 +72,9 @@ impl Client {
 
     fn exchange(
         &mut self,
-        headers: &str,
         method: &str,
         target: &str,
+        headers: &str,
         body: Option<&Value>,
     ) -> io::Result<Answer> {
         self.connect()?;
@@ -89,6 +90,16 @@ impl Client {
         self.connection = open.then_some(connection);
         Ok(answer)
     }
+}
+
+/// A machine without power closes no connection: ask the kernel to find out.
+fn notice_death(stream: &TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    setsockopt(stream, sockopt::KeepAlive, &true).unwrap();
+    setsockopt(stream, sockopt::TcpKeepIdle, &1).unwrap();
+    setsockopt(stream, sockopt::TcpKeepInterval, &1).unwrap();
+    setsockopt(stream, sockopt::TcpKeepCount, &4).unwrap();
+    setsockopt(stream, sockopt::TcpUserTimeout, &4000).unwrap();
 }
 
 /// An answer, and whether the connection can be used again.

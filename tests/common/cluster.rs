@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::client::ask;
 use super::fixture::{Scratch, scratch};
-use super::node::{Ended, Launch, Node, node_on};
+use super::node::{Ended, Launch, Node, bare_node};
 
 /// After this long without a leader there never is one.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -81,7 +81,13 @@ impl Cluster {
             self.log(id).display(),
         );
         std::fs::write(&config, text).unwrap();
-        let launch = node_on(&self.dir.join(format!("data-{id}"))).config(&config);
+        let data = self.dir.join(format!("data-{id}"));
+        // A place of its own, which it also has after a restart.
+        let http = self.peer_address(id).replace(":7000", ":8080");
+        let launch = bare_node()
+            .arguments(["--data-dir".as_ref(), data.as_os_str()])
+            .arguments(["--http-addr", &http])
+            .config(&config);
         let environment = self.environment.iter();
         environment.fold(launch, |launch, (name, value)| launch.env(name, value))
     }

@@ -180,6 +180,17 @@ impl Copy<'_> {
             .env("ASPEN_STORAGE_BACKEND", backend)
     }
 
+    /// A start that takes so many milliseconds for each step of its migration and
+    /// listens at `address` meanwhile.
+    pub(crate) fn launch_slowly(&self, address: std::net::SocketAddr, step: u32) -> Launch {
+        super::node::bare_node()
+            .config(&self.config())
+            .env("ASPEN_DATA_DIR", self.data())
+            .env("ASPEN_HTTP_ADDR", address.to_string())
+            .env("ASPEN_STORAGE_BACKEND", self.scenario.backend)
+            .env("ASPEN_TEST_SLOW_MS_PER_STEP", step.to_string())
+    }
+
     /// A start that dies at the `n`-th durable operation. False where it was
     /// ready after fewer, and was then stopped: which thread comes first
     /// decides what a death has left to do.

@@ -260,7 +260,7 @@ impl Session<'_> {
         if self.client.connect().is_err() {
             return Heard::Refused("no connection".into());
         }
-        match self.client.ask_with(headers, method, target, body) {
+        match self.client.ask_with(method, target, headers, body) {
             Ok(answer) => hear(action, &answer),
             Err(_) => Heard::Unknown,
         }

@@ -15,6 +15,10 @@ const DATA: [&str; 3] = ["three-1-redb-2.6-clean", LEADER, "three-3-redb-2.6-unc
 /// What the leader keeps: all that was ever answered.
 pub(crate) const LEADER: &str = "three-2-redb-2.6-clean";
 
+/// The guide's edit.
+const CONFIGURE_SQLITE: &str =
+    r#"sed -i 's/storage_backend = "redb"/storage_backend = "sqlite"/' /etc/aspen/config.toml"#;
+
 /// The nodes' ids.
 pub(crate) const IDS: [u64; 3] = [1, 2, 3];
 
@@ -62,21 +66,21 @@ file = "/var/log/aspen/node.log"
     )
 }
 
-/// Does something for each node at the same time.
-fn each<T: Send>(work: impl Fn(u64) -> T + Sync) -> Vec<T> {
+/// Does something for each of these nodes at the same time.
+fn each<T: Send>(ids: &[u64], work: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let work = &work;
     std::thread::scope(|scope| {
-        let threads = IDS.map(|id| {
-            let work = &work;
-            scope.spawn(move || work(id))
-        });
-        threads.map(|thread| thread.join().unwrap()).into()
+        let threads = ids.iter().map(|id| scope.spawn(move || work(*id)));
+        let threads: Vec<_> = threads.collect();
+        let threads = threads.into_iter();
+        threads.map(|thread| thread.join().unwrap()).collect()
     })
 }
 
 impl Cluster {
     /// Nodes that are installed, configured for redb, and not started yet.
     pub(crate) fn legacy(network: &Network) -> Self {
-        Self(each(|id| {
+        Self(each(&IDS, |id| {
             let machine = network.boot(&format!("node-{id}"), address(id), &PROGRAMS);
             install(
                 &machine,
@@ -89,7 +93,7 @@ impl Cluster {
 
     /// Runs a shell script on all machines at the same time; it must succeed on all.
     pub(crate) fn on_all(&self, script: &str) -> Vec<String> {
-        each(|id| self[id].ok(script))
+        each(&IDS, |id| self[id].ok(script))
     }
 
     /// Starts, stops or restarts a node, which must succeed.
@@ -101,7 +105,22 @@ impl Cluster {
 
     /// The same with all nodes at the same time.
     pub(crate) fn systemctl_all(&self, verb: &str) {
-        each(|id| self.systemctl(verb, id));
+        each(&IDS, |id| self.systemctl(verb, id));
+    }
+
+    /// Edits the configuration as the guide says.
+    pub(crate) fn configure_sqlite(&self, id: u64) {
+        self[id].ok(CONFIGURE_SQLITE);
+    }
+
+    /// Edits it back.
+    pub(crate) fn configure_redb(&self, id: u64) {
+        self[id].ok(r#"sed -i 's/= "sqlite"/= "redb"/' /etc/aspen/config.toml"#);
+    }
+
+    /// Cuts the power of these machines at the same time, and boots them again.
+    pub(crate) fn cut_power(&self, ids: &[u64]) {
+        each(ids, |id| self[id].cut_power());
     }
 
     /// What the node says of itself.

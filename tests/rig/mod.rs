@@ -44,6 +44,8 @@ impl Turn {
             );
             return None;
         }
+        // Now, while there is a way to a mirror: a network of its own has none.
+        ok(&mut rig(&["root"]));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rig.lock");
         let lock = File::create(&path).unwrap();
         lock.lock().unwrap();

@@ -60,7 +60,7 @@ need() {
 # host, because it runs programs that were built here. `made` comes last and
 # names what it was made from, so that half a root, or another one, is not used.
 root() {
-  local suite=bookworm packages=systemd,systemd-sysv,dbus,curl,sqlite3,procps made new
+  local suite=bookworm packages=systemd,systemd-sysv,dbus,curl,sqlite3,procps,logrotate,needrestart,rpm made new
   # shellcheck disable=SC1091
   [ "$(. /etc/os-release; echo "$ID")" != debian ] || suite=$(. /etc/os-release; echo "$VERSION_CODENAME")
   made="$suite $packages"

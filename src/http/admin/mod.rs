@@ -1,6 +1,7 @@
 //! `/admin`: what operators have the node and the cluster do.
 
 pub(super) mod leader;
+pub(super) mod members;
 
 use axum::body::Body;
 use axum::extract::State;

@@ -109,6 +109,7 @@ async fn start(times: Times, settings: &Http) -> Server {
     };
     let router = Router::new()
         .route("/", get(|| async { "hello" }))
+        .route("/closed", get(|| async { "hello" }))
         .route("/endless", get(|| async { Body::new(Endless(drops)) }))
         .route("/wait", get(wait))
         .route("/read", post(read))
@@ -406,8 +407,9 @@ async fn every_answer_is_sealed_and_no_route_is_beside_the_guard() {
     let server = start(PATIENT, &settings).await;
     let bearer = "Authorization: Bearer 0123456789abcdef\r\n";
     for (path, header, status) in [
-        ("/", "", 401),
-        ("/", bearer, 200),
+        ("/", "", 200),
+        ("/closed", "", 401),
+        ("/closed", bearer, 200),
         ("/nothing", "", 401),
         ("/nothing", bearer, 404),
         ("/admin/shutdown", bearer, 403),

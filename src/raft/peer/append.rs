@@ -24,6 +24,7 @@ use crate::raft::reads::Raft;
 use crate::raft::types::{
     Types, from_entry, from_log_id, from_vote, rpc_error, to_entry, to_log_id, to_vote,
 };
+use crate::telemetry::events;
 
 type Answers<'s> = BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>;
 
@@ -182,7 +183,11 @@ pub(super) fn receive(
             match understand(&message, from) {
                 Ok(append) => Some((append, messages)),
                 Err(why) => {
-                    tracing::warn!("Node {from} sent an append that was refused: {why}");
+                    tracing::warn!(
+                        MESSAGE_ID = events::PEER_MISUNDERSTOOD,
+                        ASPEN_MEMBER = from,
+                        "Node {from} sent an append that was refused: {why}"
+                    );
                     *noticed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
                     None
                 }

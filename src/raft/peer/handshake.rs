@@ -26,7 +26,7 @@ use crate::format::record::RecordError;
 /// Most bytes of a message: reasons are cut to fit.
 const MAX_BYTES: u16 = 1024;
 /// Most characters of a reason.
-const MAX_REASON: usize = 200;
+const MAX_REASON: usize = 300;
 
 const LISTENS: &[u8] = b"aspen peer, the one who listens\0";
 const CONNECTS: &[u8] = b"aspen peer, the one who connects\0";
@@ -53,15 +53,22 @@ pub(super) async fn ask<S>(stream: &mut S, local: &Local, to: u64) -> Result<(),
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Some(cluster) = local.cluster.get() else {
+    if let Some(why) = local.barred() {
+        return Err(unfit(why));
+    }
+    let Some(cluster) = local.cluster() else {
         return Err(unfit("this node belongs to no cluster yet"));
     };
     let hello = Hello {
         protocol: PROTOCOL,
         cluster: cluster.clone(),
-        from: local.id,
+        from: local.id(),
         to,
         nonce: rand::random(),
+        incarnation: local.incarnation(),
+        provisional: local.is_provisional(),
+        members_at: local.members_at(),
+        addresses: [local.address_of(local.id()), local.address_of(to)],
     };
     let hello = encode(&hello)?;
     write_bytes(stream, &hello).await?;
@@ -69,14 +76,24 @@ where
         Challenge::Prove { nonce, proof } => (nonce, proof),
         Challenge::Refused(reason) => return Err(refused(&reason)),
     };
-    if hmac::verify(&local.key, &statement(LISTENS, &hello, &nonce), &proof).is_err() {
+    if hmac::verify(local.key(), &statement(LISTENS, &hello, &nonce), &proof).is_err() {
         return Err(unfit("it does not know this node's cluster.secret"));
     }
-    write(stream, &prove(&local.key, CONNECTS, &hello, &nonce)).await?;
-    match read(stream).await? {
-        Verdict::Accepted => Ok(()),
-        Verdict::Refused(reason) => Err(refused(&reason)),
-    }
+    write(stream, &prove(local.key(), CONNECTS, &hello, &nonce)).await?;
+    let (incarnation, cluster) = match read(stream).await? {
+        Verdict::Accepted { incarnation } => (incarnation, cluster),
+        Verdict::Adopt {
+            incarnation,
+            cluster,
+        } => (incarnation, cluster),
+        Verdict::Refused(reason) => return Err(refused(&reason)),
+        Verdict::Barred(reason) => {
+            local.bar(&cut(&reason));
+            return Err(refused(&reason));
+        }
+    };
+    local.meet(to, incarnation).await.map_err(unfit)?;
+    local.settle(&cluster).await.map_err(unfit)
 }
 
 /// The handshake from the side that listens; who connected.
@@ -91,23 +108,40 @@ where
     }
     let hello: Hello = decode(&bytes)?;
     let nonce = rand::random();
-    let Proof(proof) = prove(&local.key, LISTENS, &bytes, &nonce);
+    let Proof(proof) = prove(local.key(), LISTENS, &bytes, &nonce);
     write(stream, &Challenge::Prove { nonce, proof }).await?;
     let Proof(proof) = read(stream).await?;
-    let known = hmac::verify(&local.key, &statement(CONNECTS, &bytes, &nonce), &proof);
+    let known = hmac::verify(local.key(), &statement(CONNECTS, &bytes, &nonce), &proof);
     let verdict = match known {
-        Ok(()) => identities(&hello, local),
-        Err(_) => Err("cluster.secret differs; give all nodes the same".to_owned()),
+        Ok(()) => judge(&hello, local).await,
+        Err(_) => Verdict::Refused("cluster.secret differs; give all nodes the same".to_owned()),
     };
+    write(stream, &verdict).await?;
     match verdict {
-        Ok(()) => {
-            write(stream, &Verdict::Accepted).await?;
-            Ok(hello.from)
-        }
-        Err(reason) => {
-            write(stream, &Verdict::Refused(reason.clone())).await?;
-            Err(unfit(reason))
-        }
+        Verdict::Accepted { .. } | Verdict::Adopt { .. } => Ok(hello.from),
+        Verdict::Refused(reason) | Verdict::Barred(reason) => Err(unfit(reason)),
+    }
+}
+
+/// Looks at who that is, and remembers it.
+async fn judge(hello: &Hello, local: &Local) -> Verdict {
+    let cluster = match identities(hello, local) {
+        Ok(cluster) => cluster,
+        Err(reason) => return Verdict::Refused(reason),
+    };
+    if let Err(reason) = local.meet(hello.from, hello.incarnation).await {
+        return Verdict::Barred(reason);
+    }
+    if let Err(reason) = local.settle(&cluster).await {
+        return Verdict::Refused(reason);
+    }
+    let incarnation = local.incarnation();
+    match cluster == hello.cluster {
+        true => Verdict::Accepted { incarnation },
+        false => Verdict::Adopt {
+            incarnation,
+            cluster,
+        },
     }
 }
 
@@ -119,29 +153,53 @@ fn wrong_protocol(hello: &[u8]) -> Option<String> {
     })
 }
 
-fn identities(hello: &Hello, local: &Local) -> Result<(), String> {
-    let Some(cluster) = local.cluster.get() else {
-        return Err("this node belongs to no cluster yet".into());
-    };
-    if hello.cluster != *cluster {
-        return Err(format!(
-            "this is cluster {cluster}, not {}; a node's data directory belongs to one cluster",
-            cut(&hello.cluster)
-        ));
+/// The cluster that both belong to.
+fn identities(hello: &Hello, local: &Local) -> Result<String, String> {
+    if let Some(why) = local.barred() {
+        return Err(why);
     }
-    if hello.to != local.id {
+    let cluster = match local.cluster() {
+        Some(cluster) if cluster == hello.cluster => cluster,
+        Some(cluster) => older_of(hello, local, cluster)?,
+        None if local.joins() => hello.cluster.clone(),
+        None => return Err("this node belongs to no cluster yet".into()),
+    };
+    if hello.to != local.id() {
         return Err(format!(
             "this is node {}, not node {}; look at the members' addresses",
-            local.id, hello.to
+            local.id(),
+            hello.to
         ));
     }
-    if hello.from == local.id {
+    if hello.from == local.id() {
         return Err(format!(
             "this is node {} itself; ids are used once",
-            local.id
+            local.id()
         ));
     }
-    Ok(())
+    Ok(cluster)
+}
+
+/// Which of two different ids is right, of nodes that made theirs from legacy data.
+///
+/// Such a node makes the id from the membership that it had stored. One that was
+/// behind when it was upgraded had an older one, and takes the id of whoever knew
+/// a later one, or has been confirmed; but only if the two memberships agree on
+/// the addresses of both nodes, which those of two clusters do not.
+fn older_of(hello: &Hello, local: &Local, ours: String) -> Result<String, String> {
+    let here = [local.address_of(hello.from), local.address_of(local.id())];
+    let kin = here == hello.addresses && here.iter().all(|address| !address.is_empty());
+    let theirs = || hello.cluster.clone();
+    match (local.is_provisional(), hello.provisional) {
+        (false, true) if kin => Ok(ours),
+        (true, false) if kin => Ok(theirs()),
+        (true, true) if kin && local.members_at() > hello.members_at => Ok(ours),
+        (true, true) if kin && local.members_at() < hello.members_at => Ok(theirs()),
+        _ => Err(format!(
+            "this is cluster {ours}, not {}; a node's data directory belongs to one cluster",
+            cut(&hello.cluster)
+        )),
+    }
 }
 
 fn statement(role: &[u8], hello: &[u8], nonce: &[u8; PROOF]) -> Vec<u8> {
@@ -214,7 +272,7 @@ mod tests {
 
     fn local(id: u64, cluster: &str, secret: Option<&str>) -> Local {
         let local = Local::new(id, secret);
-        local.join(cluster);
+        local.join(cluster, false);
         local
     }
 
@@ -285,6 +343,79 @@ mod tests {
         assert!(asked.unwrap_err().contains("no cluster yet"));
     }
 
+    /// A node that made its cluster's id from legacy data, whose membership is at `at`.
+    fn legacy(id: u64, cluster: &str, at: u64, hosts: [&str; 2]) -> Local {
+        let local = Local::new(id, None);
+        local.join(cluster, true);
+        let addresses = hosts.map(|host| format!("{host}:7000"));
+        local.set_members(Some(at), (1..).zip(addresses).collect());
+        local
+    }
+
+    /// A legacy node that was behind when it was upgraded made another id from the
+    /// older membership that it had stored, and was refused by all others for ever.
+    #[tokio::test]
+    async fn a_legacy_node_that_was_behind_takes_the_id_of_who_knew_more() {
+        let hosts = ["a", "b"];
+        let pairs = [
+            (legacy(1, "older", 3, hosts), legacy(2, "newer", 8, hosts)),
+            (legacy(1, "newer", 8, hosts), legacy(2, "older", 3, hosts)),
+        ];
+        for (asks, answers) in pairs {
+            assert_eq!(meet(&asks, 2, &answers).await, (Ok(()), Ok(1)));
+            for node in [&asks, &answers] {
+                assert_eq!(node.cluster().as_deref(), Some("newer"));
+                assert!(!node.is_provisional());
+            }
+        }
+        // What was confirmed counts more than what is later.
+        let (asks, answers) = (legacy(1, "c", 3, hosts), legacy(2, "d", 8, hosts));
+        asks.settle("c").await.unwrap();
+        assert_eq!(meet(&asks, 2, &answers).await, (Ok(()), Ok(1)));
+        assert_eq!(answers.cluster().as_deref(), Some("c"));
+    }
+
+    #[tokio::test]
+    async fn legacy_nodes_of_two_clusters_are_not_made_one() {
+        let here = || legacy(1, "c", 3, ["a", "b"]);
+        for there in [
+            legacy(2, "d", 8, ["x", "y"]),
+            legacy(2, "d", 8, ["a", "y"]),
+            legacy(2, "d", 3, ["a", "b"]),
+        ] {
+            let asks = here();
+            let (asked, answered) = meet(&asks, 2, &there).await;
+            assert!(asked.unwrap_err().contains("cluster d, not c"));
+            assert!(answered.is_err());
+            assert_eq!(asks.cluster().as_deref(), Some("c"));
+            assert_eq!(there.cluster().as_deref(), Some("d"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_without_a_cluster_takes_that_of_who_adds_it_and_no_other_later() {
+        let new = Local::new(2, None);
+        new.wait_for_cluster();
+        assert_eq!(meet(&local(1, "c", None), 2, &new).await, (Ok(()), Ok(1)));
+        assert_eq!(new.cluster().as_deref(), Some("c"));
+        let (asked, _) = meet(&local(3, "d", None), 2, &new).await;
+        assert!(asked.unwrap_err().contains("cluster c, not d"));
+    }
+
+    #[tokio::test]
+    async fn an_id_that_comes_back_with_other_data_is_barred() {
+        let answers = local(2, "c", None);
+        assert!(meet(&local(1, "c", None), 2, &answers).await.0.is_ok());
+        let lost = local(1, "c", None);
+        let (asked, answered) = meet(&lost, 2, &answers).await;
+        assert!(asked.unwrap_err().contains("with other data"));
+        assert!(answered.is_err());
+        assert!(lost.barred().is_some());
+        // Nor is it talked to from the other side, nor by somebody else.
+        assert!(meet(&answers, 1, &lost).await.0.is_err());
+        assert!(meet(&lost, 3, &local(3, "c", None)).await.0.is_err());
+    }
+
     #[tokio::test]
     async fn a_proof_cannot_be_sent_back_to_who_made_it() {
         let answers = local(2, "c", Some("a-secret-of-all-nodes"));
@@ -296,6 +427,10 @@ mod tests {
                 from: 1,
                 to: 2,
                 nonce: [0; PROOF],
+                incarnation: 0,
+                provisional: false,
+                members_at: None,
+                addresses: Default::default(),
             };
             write(&mut here, &hello).await.unwrap();
             let Challenge::Prove { proof, .. } = read(&mut here).await.unwrap() else {

@@ -18,6 +18,8 @@
 //! *begun*. All that was committed before that moment is applied here, whatever this node hears or
 //! does not hear from then on. Only this node's own monotonic clock is asked.
 
+mod command;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,12 +33,11 @@ use tokio::time::{Instant, timeout};
 
 use super::{CONNECT_TIME, Peers};
 use crate::format::entry::Request;
-use crate::format::peer::{Answer, Call, Command, Commanded, Fate, Refusal};
+use crate::format::peer::{Answer, Call, Fate};
 use crate::format::record::LogId;
-use crate::raft::lead;
 use crate::raft::reads::Raft;
 use crate::raft::types::{from_log_id, to_log_id};
-use crate::raft::{CommandError, Consistency, Gate, REQUEST_TIME, RequestError, Written};
+use crate::raft::{Consistency, Gate, REQUEST_TIME, RequestError, Written};
 
 /// Most writes in one message.
 const MAX_BATCH: usize = 256;
@@ -50,9 +51,6 @@ const MAX_UNDER_WAY: usize = 8;
 
 /// How long to wait before asking again who leads, when nothing has changed.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// How long the leader may take for a command: longer than any takes there.
-const COMMAND_TIME: Duration = Duration::from_secs(25);
 
 /// How a read is confirmed; see above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +77,8 @@ pub(in crate::raft) struct Leader {
     election: Duration,
     /// Has a receiver for each message with writes of another node's that is under way.
     foreign: Arc<watch::Sender<()>>,
+    /// Held while members change.
+    changing: Arc<tokio::sync::Mutex<()>>,
     /// When the last round that a majority confirmed and that is applied here began.
     recent: Arc<Mutex<Option<Instant>>>,
 }
@@ -105,6 +105,7 @@ impl Leader {
             queue,
             election,
             foreign: Arc::new(watch::channel(()).0),
+            changing: Arc::default(),
             recent: Arc::default(),
         };
         // It ends when the last handle is dropped: its own holds another queue.
@@ -228,70 +229,6 @@ impl Leader {
         }
     }
 
-    /// Has the leader carry out a command, and waits `patience` for there to be one.
-    pub(in crate::raft) async fn command(
-        &self,
-        command: Command,
-        patience: Duration,
-    ) -> Result<Commanded, CommandError> {
-        let began = Instant::now();
-        let within = |rest: Duration| rest.saturating_sub(began.elapsed());
-        loop {
-            let done = match self.known() {
-                Known::Nobody => Err(Refusal::NotLeader),
-                Known::Me => self.carry_out(command.clone()).await,
-                Known::Other { id, address } => {
-                    self.ask_command(id, &address, command.clone()).await
-                }
-            };
-            match done {
-                Ok(done) => return Ok(done),
-                Err(Refusal::NoMember(why)) => return Err(CommandError::NoMember(why)),
-                Err(Refusal::Refused(why)) => return Err(CommandError::Refused(why)),
-                Err(Refusal::NotYet(why)) => return Err(CommandError::NotYet(why)),
-                Err(Refusal::Unconfirmed) => return Err(CommandError::Unconfirmed),
-                Err(Refusal::NotLeader) if within(patience).is_zero() => {
-                    return Err(RequestError::NoLeader.into());
-                }
-                Err(Refusal::NotLeader) => self.change(within(patience)).await?,
-            }
-        }
-    }
-
-    /// A command on this node, if it leads.
-    pub(super) async fn carry_out(&self, command: Command) -> Result<Commanded, Refusal> {
-        match command {
-            Command::Lead(to) => {
-                let led = lead::hand_over(&self.raft, to, self.election).await?;
-                Ok(Commanded::Leads {
-                    leader: led.leader,
-                    term: led.term,
-                })
-            }
-        }
-    }
-
-    async fn ask_command(
-        &self,
-        id: u64,
-        address: &str,
-        command: Command,
-    ) -> Result<Commanded, Refusal> {
-        let asked = async {
-            let link = self.peers.link(id, address, CONNECT_TIME).await?;
-            link.call(&Call::Command(command), COMMAND_TIME).await
-        };
-        match asked.await {
-            Ok(Answer::Commanded(done)) => done,
-            Ok(_) => Err(Refusal::Unconfirmed),
-            Err(error) if error.is_undone() => Err(Refusal::NotLeader),
-            Err(error) => {
-                tracing::debug!("A command is unconfirmed: {error}");
-                Err(Refusal::Unconfirmed)
-            }
-        }
-    }
-
     /// Returns once no writes of other nodes' are under way here.
     pub(in crate::raft) async fn answered(&self) {
         self.foreign.closed().await;
@@ -403,6 +340,10 @@ impl Leader {
         };
         match asked.await {
             Ok(Answer::ReadIndex(upto)) => Ok(upto),
+            Ok(Answer::NoMember(at)) => {
+                self.peers.local().removed(at);
+                Ok(None)
+            }
             Ok(_) => Ok(None),
             // Nothing was changed by asking: it may be asked again.
             Err(error) => {
@@ -473,6 +414,10 @@ impl Leader {
         };
         match answered.await {
             Ok(Answer::Written(fates)) if fates.len() == count => fates,
+            Ok(Answer::NoMember(at)) => {
+                self.peers.local().removed(at);
+                vec![Fate::NotLeader; count]
+            }
             Ok(_) => vec![Fate::Unconfirmed; count],
             Err(error) if error.is_undone() => vec![Fate::NotLeader; count],
             Err(error) => {

@@ -19,7 +19,7 @@ use super::grpc::{self, Http2};
 use super::handshake::{self, HandshakeError};
 use super::{CONNECT_TIME, FLOW_BYTES, Local, PING_INTERVAL, PING_TIME, Said};
 use crate::format::peer::{Answer, Call, decode, encode};
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, events};
 
 /// Why a peer did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -157,7 +157,10 @@ impl Peers {
         patience: Duration,
     ) -> Result<Link, PeerError> {
         let asked = Instant::now();
-        let address = self.address(id, stored).to_owned();
+        if let Some(why) = self.0.local.barred() {
+            return Err(self.unreached(id, stored, HandshakeError::Unfit(why)));
+        }
+        let address = self.address(id, stored);
         let slot = {
             let slots = self.0.slots.lock();
             let mut slots = slots.unwrap_or_else(PoisonError::into_inner);
@@ -201,17 +204,24 @@ impl Peers {
 
     /// A connection of its own, for what must not stand in the way of the rest.
     pub(super) async fn own_link(&self, id: u64, stored: &str) -> Result<Link, PeerError> {
-        self.connect(id, self.address(id, stored)).await
+        self.connect(id, &self.address(id, stored)).await
     }
 
-    fn address<'a>(&'a self, id: u64, stored: &'a str) -> &'a str {
-        self.0.addresses.get(&id).map_or(stored, String::as_str)
+    /// What the configuration says, else the membership now, else what was known before.
+    fn address(&self, id: u64, stored: &str) -> String {
+        if let Some(given) = self.0.addresses.get(&id) {
+            return given.clone();
+        }
+        match self.0.local.address_of(id) {
+            now if now.is_empty() => stored.to_owned(),
+            now => now,
+        }
     }
 
     fn unreached(&self, id: u64, stored: &str, source: HandshakeError) -> PeerError {
         PeerError::Unreached {
             id,
-            address: self.address(id, stored).to_owned(),
+            address: self.address(id, stored),
             source: Arc::new(source),
         }
     }
@@ -222,7 +232,12 @@ impl Peers {
         match dialed.unwrap_or_else(|_| Err(too_slow().into())) {
             Ok(http) => {
                 if self.0.said.is_news(&whom, "") {
-                    tracing::info!("Node {whom} is connected");
+                    tracing::info!(
+                        MESSAGE_ID = events::PEER_CONNECTED,
+                        ASPEN_MEMBER = id,
+                        ASPEN_PEER_ADDRESS = address,
+                        "Node {whom} is connected"
+                    );
                 }
                 Ok(Link { id, http })
             }
@@ -234,7 +249,12 @@ impl Peers {
                 };
                 let text = Chain(&error).to_string();
                 if self.0.said.is_news(&whom, &text) {
-                    tracing::warn!("{text}; this is tried again and again");
+                    tracing::warn!(
+                        MESSAGE_ID = events::PEER_UNREACHABLE,
+                        ASPEN_MEMBER = id,
+                        ASPEN_PEER_ADDRESS = address,
+                        "{text}; this is tried again and again"
+                    );
                 }
                 Err(error)
             }

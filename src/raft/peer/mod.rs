@@ -1,6 +1,7 @@
 //! What nodes say to each other: HTTP/2 over TCP, framed as gRPC, the messages
 //! in [`format::peer`](crate::format::peer)'s encoding.
 //!
+//! - `local`: this node, as its peers know it, and whom it has met.
 //! - `tls`, `handshake`: who is there, and may they; before the first byte of HTTP/2.
 //! - `link`: connections to others. `server`: connections from others.
 //! - `grpc`: messages as bytes in gRPC frames.
@@ -39,26 +40,24 @@ mod grpc;
 mod handshake;
 mod leader;
 mod link;
+mod local;
 mod server;
 mod service;
 mod snapshot;
 mod tls;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-
-use tokio::net::TcpStream;
 
 pub(super) use self::append::stream as stream_append;
 pub(super) use self::leader::{Confirmation, Leader};
 pub(super) use self::link::{Link, PeerError, Peers};
+pub(super) use self::local::Local;
 pub(super) use self::server::{has_others, listen, serve};
 pub(super) use self::service::Service;
 pub(super) use self::snapshot::{Receiver, send as send_snapshot};
 
-use crate::certificate::TlsError;
 use crate::config::settings::PeerFiles;
 use crate::telemetry::events;
 
@@ -91,84 +90,14 @@ const PING_TIME: Duration = Duration::from_secs(4);
 /// How long an append may wait for its answer: a few fsyncs of a busy disk.
 const APPEND_TIME: Duration = Duration::from_secs(5);
 
-/// This node, as its peers know it.
-pub(super) struct Local {
-    id: u64,
-    /// Set when it is known; until then nobody is talked to.
-    cluster: OnceLock<String>,
-    key: ring::hmac::Key,
-    /// Whether there is a secret, which is more than that everybody knows it.
-    has_secret: bool,
-    tls: Option<tls::Tls>,
-}
-
-impl Local {
-    /// Without a secret, everybody knows it.
-    pub(super) fn new(id: u64, secret: Option<&str>) -> Self {
-        let has_secret = secret.is_some();
-        let secret = secret.unwrap_or_default().as_bytes();
-        Self {
-            id,
-            has_secret,
-            cluster: OnceLock::new(),
-            key: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret),
-            tls: None,
-        }
-    }
-
-    /// Has every connection protected. What is doubtful about the certificate
-    /// comes back, one sentence each.
-    pub(super) fn protect(&mut self, files: &PeerFiles) -> Result<Vec<String>, TlsError> {
-        let (tls, doubts) = tls::Tls::load(files)?;
-        self.tls = Some(tls);
-        Ok(doubts)
-    }
-
-    /// Reads the certificate again, for connections from now on.
-    pub(super) fn renew(&self, files: &PeerFiles) -> Result<Vec<String>, TlsError> {
-        self.tls
-            .as_ref()
-            .map_or(Ok(Vec::new()), |tls| tls.reload(files))
-    }
-
-    async fn connect(&self, address: &str) -> io::Result<Box<dyn tls::Io>> {
-        let reached = tokio::net::lookup_host(address).await?;
-        let protected = self.has_secret || self.tls.is_some();
-        let reached: Vec<_> = reached
-            .filter(|address| protected || address.ip().to_canonical().is_loopback())
-            .collect();
-        if reached.is_empty() {
-            let why = "it is on another machine, to which nothing is said unprotected: set \
-                       cluster.secret, or cluster.tls_certificate, cluster.tls_key and cluster.tls_ca";
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-        }
-        let tcp = TcpStream::connect(reached.as_slice()).await?;
-        tcp.set_nodelay(true)?;
-        match &self.tls {
-            Some(tls) => tls.connect(tcp, address).await,
-            None => Ok(Box::new(tcp)),
-        }
-    }
-
-    async fn accept(&self, tcp: TcpStream) -> io::Result<Box<dyn tls::Io>> {
-        tcp.set_nodelay(true)?;
-        match &self.tls {
-            Some(tls) => tls.accept(tcp).await,
-            None => Ok(Box::new(tcp)),
-        }
-    }
-
-    /// The cluster's id, once for all.
-    pub(super) fn join(&self, cluster: &str) {
-        // Set twice at most, to what the log records.
-        let _ = self.cluster.set(cluster.to_owned());
-    }
-}
-
 /// Tells what is doubtful about the certificate.
-pub(super) fn warn_of(doubts: &[String]) {
+pub(super) fn warn_of(files: &PeerFiles, doubts: &[String]) {
     for doubt in doubts {
-        tracing::warn!(MESSAGE_ID = events::CERTIFICATE_DOUBTFUL, "{doubt}");
+        tracing::warn!(
+            MESSAGE_ID = events::CERTIFICATE_DOUBTFUL,
+            ASPEN_CERTIFICATE = %files.certificate.display(),
+            "{doubt}"
+        );
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     Service, reason,
 };
 use crate::raft::start::StartError;
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, events};
 
 /// How long nobody is let in when the system cannot take another connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -64,7 +64,7 @@ async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> 
     loop {
         let members = metrics.borrow_watched().membership_config.clone();
         let members = members.membership().nodes().map(|(id, _)| *id);
-        if has_others(&members.collect::<Vec<_>>(), service.local().id) {
+        if has_others(&members.collect::<Vec<_>>(), service.local().id()) {
             break;
         }
         metrics.changed().await.ok()?;
@@ -72,7 +72,12 @@ async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> 
     loop {
         match listen(address).await {
             Ok(listener) => return Some(listener),
-            Err(error) => tracing::error!("{}; this is tried again", Chain(&error)),
+            Err(error) => tracing::error!(
+                MESSAGE_ID = events::PEER_LISTENER_FAILED,
+                ASPEN_PEER_ADDRESS = %address,
+                "{}; this is tried again",
+                Chain(&error)
+            ),
         }
         tokio::time::sleep(RETRY).await;
     }
@@ -82,6 +87,7 @@ async fn accept(listener: &TcpListener, service: &Arc<Service>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let said = Arc::new(Said::default());
     let mut connections = JoinSet::new();
+    let mut leaving = pin!(service.left());
     loop {
         // What has ended is forgotten.
         while connections.try_join_next().is_some() {}
@@ -89,7 +95,11 @@ async fn accept(listener: &TcpListener, service: &Arc<Service>) {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut leaving => break,
+        };
+        match accepted {
             Ok((stream, from)) => {
                 let (service, said) = (Arc::clone(service), Arc::clone(&said));
                 connections.spawn(connection(stream, from, service, said, place));
@@ -100,6 +110,8 @@ async fn accept(listener: &TcpListener, service: &Arc<Service>) {
             }
         }
     }
+    // Those that there are end by themselves; dropped, they would be cut off.
+    while connections.join_next().await.is_some() {}
 }
 
 async fn connection(
@@ -122,13 +134,17 @@ async fn connection(
             let text = Chain(&error).to_string();
             // Others may come from the same address, and be refused for another reason.
             if said.is_news(&format!("{whom} {}", reason(&text)), "") {
-                tracing::warn!("A peer at {whom} was refused: {text}");
+                tracing::warn!(
+                    MESSAGE_ID = events::PEER_REFUSED,
+                    ASPEN_PEER_ADDRESS = whom,
+                    "A peer at {whom} was refused: {text}"
+                );
             }
             return;
         }
     };
     tracing::debug!("Node {from} connected from {address}");
-    let mut leaving = service.leaving.subscribe();
+    let leaving = service.left();
     let answer = service_fn(move |request| Arc::clone(&service).answer(from, request));
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
@@ -140,7 +156,7 @@ async fn connection(
     let mut serving = pin!(http.serve_connection(TokioIo::new(stream), answer));
     let served = tokio::select! {
         served = &mut serving => served,
-        () = async { drop(leaving.wait_for(|leaving| *leaving).await) } => {
+        () = leaving => {
             // Requests that are under way end, and no others begin.
             serving.as_mut().graceful_shutdown();
             serving.await

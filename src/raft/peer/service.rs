@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest, VoteRequest, VoteResponse};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::server::StreamingService;
 use tonic::{Status, Streaming};
@@ -22,10 +23,10 @@ use super::{Confirmation, Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snaps
 use crate::format::peer::{Answer, Call, Candidacy, Transferred, decode, encode};
 use crate::raft::reads::Raft;
 use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
+use crate::telemetry::events;
 
-/// How long others take to hear that a connection closes: a few times the way there
-/// and back. Whoever is further away may have to find out by himself.
-const LEAVE_TIME: Duration = Duration::from_millis(100);
+/// How long others may take to hear that a connection closes.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
 
 /// Answers to others.
 pub(in crate::raft) struct Service {
@@ -57,11 +58,20 @@ impl StreamingService<Bytes> for Rpc {
         let path = std::mem::take(&mut self.path);
         Box::pin(async move {
             let messages = request.into_inner();
+            if let Some(why) = service.local().barred() {
+                return Err(Status::failed_precondition(why));
+            }
+            let leaving = service.left();
             let answers = match path.as_str() {
                 CALL => service.call(from, messages).await?,
                 APPEND => append::receive(&service.raft, from, messages),
                 SNAPSHOT => snapshot::receive(&service, from, messages),
                 _ => return Err(Status::unimplemented("no such request")),
+            };
+            // A stream would go on for as long as the other one has something to say.
+            let answers: Messages = match path.as_str() {
+                CALL => answers,
+                _ => answers.take_until(Box::pin(leaving)).boxed(),
             };
             Ok(tonic::Response::new(answers))
         })
@@ -70,12 +80,17 @@ impl StreamingService<Bytes> for Rpc {
 
 impl Service {
     /// Tells all who are connected to ask elsewhere, and answers what comes until
-    /// they know.
+    /// they know, which is for a moment.
     pub(in crate::raft) async fn leave(&self) {
         self.leaving.send_replace(true);
-        if self.leaving.receiver_count() > 0 {
-            sleep(LEAVE_TIME).await;
-        }
+        // Whoever does not hear of it finds out by himself.
+        let _ = timeout(LEAVE_TIME, self.leaving.closed()).await;
+    }
+
+    /// Resolves when the node stops.
+    pub(super) fn left(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut leaving = self.leaving.subscribe();
+        async move { drop(leaving.wait_for(|leaving| *leaving).await) }
     }
 
     pub(super) fn local(&self) -> &Local {
@@ -104,7 +119,11 @@ impl Service {
         let message = messages.message().await?;
         let message = message.ok_or_else(|| Status::invalid_argument("no message"))?;
         let call = decode::<Call>(&message).map_err(|error| {
-            tracing::warn!("Node {from} sent a request that was refused: {error}");
+            tracing::warn!(
+                MESSAGE_ID = events::PEER_MISUNDERSTOOD,
+                ASPEN_MEMBER = from,
+                "Node {from} sent a request that was refused: {error}"
+            );
             Status::invalid_argument(error.to_string())
         })?;
         let answer = self.carry_out(from, call).await?;
@@ -113,7 +132,23 @@ impl Service {
         Ok(Box::pin(futures_util::stream::once(answer)))
     }
 
+    /// Which membership says that node `from`, which asks, is no member. One that
+    /// may know a later membership than this node is none of those.
+    fn no_member(&self, from: u64, call: &Call) -> Option<Answer> {
+        let at = self.local().members_at()?;
+        let knows = match call {
+            Call::Vote(candidacy) | Call::PreVote(candidacy) => candidacy.last_log_id,
+            Call::Transfer { .. } => return None,
+            Call::Write(_) | Call::ReadIndex | Call::LeaseRead | Call::Command(_) => None,
+        };
+        let is_old = knows.is_none_or(|last| last.index < at);
+        (is_old && !self.local().is_member(from)).then_some(Answer::NoMember(at))
+    }
+
     async fn carry_out(&self, from: u64, call: Call) -> Result<Answer, Status> {
+        if let Some(answer) = self.no_member(from, &call) {
+            return Ok(answer);
+        }
         match call {
             Call::Vote(candidacy) => {
                 let asked = understand(&candidacy, from)?;
@@ -179,7 +214,11 @@ fn voted(response: &VoteResponse<Types>) -> Answer {
 }
 
 fn refused(from: u64, what: &str) -> Status {
-    tracing::warn!("Node {from} sent {what}");
+    tracing::warn!(
+        MESSAGE_ID = events::PEER_MISUNDERSTOOD,
+        ASPEN_MEMBER = from,
+        "Node {from} sent {what}"
+    );
     Status::invalid_argument(what)
 }
 

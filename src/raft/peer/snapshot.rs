@@ -42,7 +42,7 @@ use crate::raft::copies::Copy;
 use crate::raft::machine::SnapshotData;
 use crate::raft::types::{Meta, from_log_id, from_stored, from_vote, to_log_id, to_vote};
 use crate::storage::{self, Applied};
-use crate::telemetry::Chain;
+use crate::telemetry::{Chain, count, events};
 
 /// Bytes of one message.
 const CHUNK: usize = 256 << 10;
@@ -90,7 +90,8 @@ pub(in crate::raft) async fn send(
         digest,
     };
     tracing::info!("Sending a snapshot of {bytes} bytes to node {id}");
-    let (mut reached, mut since) = (0, Instant::now());
+    let began = Instant::now();
+    let (mut reached, mut since) = (0, began);
     loop {
         let before = reached;
         let attempt = async {
@@ -98,7 +99,13 @@ pub(in crate::raft) async fn send(
             send_from(&link, &head, &file, &mut reached).await
         };
         match attempt.await {
-            Ok(vote) => return Ok(vote),
+            Ok(vote) => {
+                // Nothing was sent to a node that needed nothing.
+                if reached > 0 {
+                    sent(id, bytes, began.elapsed());
+                }
+                return Ok(vote);
+            }
             Err(error) => {
                 if reached > before {
                     since = Instant::now();
@@ -108,12 +115,30 @@ pub(in crate::raft) async fn send(
                     Chain(&error)
                 );
                 if since.elapsed() > PATIENCE {
+                    tracing::warn!(
+                        MESSAGE_ID = events::SNAPSHOT_FAILED,
+                        ASPEN_MEMBER = id,
+                        "The snapshot for node {id} was not sent, it stopped at {reached} of {bytes} bytes: {}",
+                        Chain(&error)
+                    );
                     return Err(error);
                 }
             }
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+fn sent(id: u64, bytes: u64, took: Duration) {
+    count::SNAPSHOTS_SENT.observe(took);
+    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(
+        MESSAGE_ID = events::SNAPSHOT_SENT,
+        ASPEN_MEMBER = id,
+        ASPEN_BYTES = bytes,
+        ASPEN_DURATION_MS = milliseconds,
+        "Node {id} has the snapshot of {bytes} bytes after {milliseconds} ms"
+    );
 }
 
 fn unreadable(id: u64, error: &dyn std::fmt::Display) -> PeerError {
@@ -258,7 +283,7 @@ impl Receiver {
     fn forget(&self, held: &mut Held) {
         **held = None;
         if let Err(error) = durable::remove(&self.path) {
-            tracing::warn!("{}", Chain(&error));
+            tracing::warn!(MESSAGE_ID = events::STORAGE_FAILED, "{}", Chain(&error));
         }
     }
 }
@@ -279,6 +304,8 @@ pub(super) fn receive(
     tokio::spawn(async move {
         if let Err(status) = take(&service, from, messages, &answers).await {
             tracing::warn!(
+                MESSAGE_ID = events::SNAPSHOT_FAILED,
+                ASPEN_MEMBER = from,
                 "The snapshot from node {from} was not taken: {}",
                 status.message()
             );
@@ -317,7 +344,7 @@ async fn take(
             return Err(status);
         }
     }
-    let installed = install(service, head, part).await;
+    let installed = install(service, from, head, part).await;
     // It was consumed, or is of no use.
     receiver.forget(&mut held);
     say(answers, SnapshotAnswer::Done(installed?)).await
@@ -394,7 +421,12 @@ impl Part {
 }
 
 /// Step 4; the vote in effect afterwards.
-async fn install(service: &Service, head: SnapshotHead, part: &Part) -> Result<Vote, Status> {
+async fn install(
+    service: &Service,
+    from: u64,
+    head: SnapshotHead,
+    part: &Part,
+) -> Result<Vote, Status> {
     if part.hash.digest128() != head.digest {
         return Err(Status::data_loss(
             "the snapshot's bytes do not give its digest",
@@ -426,10 +458,22 @@ async fn install(service: &Service, head: SnapshotHead, part: &Part) -> Result<V
         snapshot: SnapshotData::Received(path),
     };
     tracing::info!("Installing a snapshot of {} bytes", part.bytes);
+    let began = Instant::now();
     let installed = service
         .raft
         .install_full_snapshot(from_vote(head.vote), snapshot)
         .await
         .map_err(|error| Status::unavailable(error.to_string()))?;
+    let took = began.elapsed();
+    count::SNAPSHOTS_INSTALLED.observe(took);
+    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(
+        MESSAGE_ID = events::SNAPSHOT_INSTALLED,
+        ASPEN_MEMBER = from,
+        ASPEN_BYTES = part.bytes,
+        ASPEN_DURATION_MS = milliseconds,
+        "The snapshot of {} bytes from node {from} is installed after {milliseconds} ms",
+        part.bytes
+    );
     Ok(to_vote(&installed.vote))
 }

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::certificate::{self, Names, TlsError};
 use crate::config::settings::PeerFiles;
+use crate::telemetry::count;
 
 const NAMES: Names = Names {
     certificate: "cluster.tls_certificate",
@@ -110,6 +111,7 @@ fn read(files: &PeerFiles) -> Result<(Configs, Vec<String>), TlsError> {
         .with_root_certificates(authorities)
         .with_client_auth_cert(own.chain, own.key)
         .map_err(unusable)?;
+    count::PEER_CERTIFICATE_ENDS.set(own.ends);
     let configs = Configs {
         server: Arc::new(server),
         client: Arc::new(client),

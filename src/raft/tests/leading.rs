@@ -124,6 +124,24 @@ async fn a_leader_that_stops_hands_over_first_and_no_write_on_another_node_fails
     }
 }
 
+/// A node that was told to stop while nobody led was elected while it closed,
+/// took what others forwarded, and left it unconfirmed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_to_stop_is_not_elected_any_more() {
+    let mut cluster = Cluster::all(&SQLITE).await;
+    let leader = cluster.leader().await;
+    let others: Vec<_> = (1..=3).filter(|id| *id != leader).collect();
+    cluster.node(others[0]).hand_over().await;
+    for _ in 0..3 {
+        // The other one has to lead each time, however often there is an election.
+        let leader = cluster.leader().await;
+        assert_ne!(leader, others[0]);
+        cluster.stop(leader).await;
+        cluster.start(leader).await;
+        set(cluster.node(others[0]), "key", "value").await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_without_company_just_stops() {
     let cluster = Cluster::all(&[Backend::Sqlite]).await;

@@ -6,6 +6,7 @@ mod authority;
 mod catch_up;
 mod leading;
 mod life;
+mod members;
 mod strangers;
 
 use std::collections::BTreeMap;
@@ -80,6 +81,7 @@ impl Cluster {
         Options {
             id,
             members,
+            join: false,
             peer_listen: self.addresses[&id].parse::<SocketAddr>().unwrap(),
             secret: Some(Secret::new(SECRET)),
             tls: self.tls.as_ref().map(|tls| tls.files(id)),
@@ -142,6 +144,17 @@ async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     };
     let found = tokio::time::timeout(PATIENCE, found).await;
     found.unwrap_or_else(|_| panic!("there never was {what}"))
+}
+
+/// Returns once `look` is true.
+async fn eventually_async<F: Future<Output = bool>>(what: &str, mut look: impl FnMut() -> F) {
+    let found = async {
+        while !look().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let found = tokio::time::timeout(PATIENCE, found).await;
+    found.unwrap_or_else(|_| panic!("there never was {what}"));
 }
 
 async fn set(node: &Node, key: &str, value: &str) -> Result<Written, RequestError> {

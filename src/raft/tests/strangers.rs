@@ -11,8 +11,11 @@ use crate::format::peer::{Answer, Call, Candidacy};
 
 /// A node that is none of `cluster`, and speaks as `id`.
 fn stranger(cluster: &Cluster, id: u64, cluster_id: &str, secret: &str) -> Peers {
-    let local = Local::new(id, Some(secret));
-    local.join(cluster_id);
+    let mut local = Local::new(id, Some(secret));
+    if let Some(node) = cluster.running.get(&id) {
+        local.pose_as(node.incarnation());
+    }
+    local.join(cluster_id, false);
     Peers::new(Arc::new(local), cluster.addresses.clone())
 }
 
@@ -151,7 +154,7 @@ async fn whoever_has_no_good_certificate_is_turned_away_though_it_knows_the_secr
         if let Some(files) = &files {
             local.protect(files).unwrap();
         }
-        local.join(&status.cluster_id);
+        local.join(&status.cluster_id, false);
         let stranger = Peers::new(Arc::new(local), cluster.addresses.clone());
         let asked = asks(&stranger, 1, &Call::Vote(candidacy(2, false))).await;
         assert!(
@@ -173,7 +176,7 @@ async fn a_node_whose_certificate_names_another_host_is_not_connected_to() {
         .unwrap();
     let mut local = Local::new(2, Some(SECRET));
     local.protect(&authority.files(2)).unwrap();
-    local.join(&cluster.node(1).status().cluster_id);
+    local.join(&cluster.node(1).status().cluster_id, false);
     let other = Peers::new(Arc::new(local), cluster.addresses.clone());
     let asked = asks(&other, 1, &Call::ReadIndex).await.unwrap_err();
     let text = crate::telemetry::Chain(&asked).to_string();

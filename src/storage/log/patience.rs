@@ -16,9 +16,11 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redb::{BackendError, StorageBackend};
+
+use crate::telemetry::{count, events};
 
 /// Between two tries on a full disk: nobody who frees space waits for this.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -73,7 +75,10 @@ impl Patience {
         if waited {
             self.lock().reason = None;
             if result.is_ok() {
-                tracing::info!("There is space again: the Raft log goes on writing");
+                tracing::info!(
+                    MESSAGE_ID = events::DISK_RECOVERED,
+                    "There is space again: the Raft log goes on writing"
+                );
             }
         }
         result
@@ -89,7 +94,10 @@ impl Patience {
             let reason = format!(
                 "the disk is full, the Raft log waits for space ({error}); free some (df -h)"
             );
-            tracing::error!("No write is confirmed: {reason}");
+            tracing::error!(
+                MESSAGE_ID = events::DISK_FULL,
+                "No write is confirmed: {reason}"
+            );
             state.reason = Some(reason);
         }
         let waited = self.changed.wait_timeout(state, PAUSE);
@@ -138,7 +146,10 @@ impl<B: StorageBackend> StorageBackend for Patient<B> {
 
     fn sync_data(&self) -> io::Result<()> {
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        StorageBackend::sync_data(&self.file)
+        let began = Instant::now();
+        let synced = StorageBackend::sync_data(&self.file);
+        count::LOG_SYNCS.observe(began.elapsed());
+        synced
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use redb::ReadableTable as _;
 
@@ -19,6 +20,7 @@ use super::tail::{Encoded, Tail};
 use super::{Done, LogError};
 use crate::format::entry::{COMMITTED, Entry, LAST_PURGED, Vote};
 use crate::format::record::LogId;
+use crate::telemetry::count;
 
 /// Most entries of a transaction, unless one operation alone has more: some
 /// 20 ms of work, so that those who come next do not wait for long.
@@ -249,6 +251,7 @@ impl Writer {
             changes.push(change);
             waiting.push(done);
         }
+        let began = Instant::now();
         let written = self.shared.file.write(|tables| {
             for change in &changes {
                 apply(tables, change)?;
@@ -259,6 +262,7 @@ impl Writer {
             self.purging
                 .map_or(Ok(true), |upto| purge_step(tables, upto))
         });
+        count::LOG_WRITES.observe(began.elapsed());
         let mut state = self.shared.state();
         let result = match written {
             Ok(purged) => {

@@ -151,7 +151,7 @@ impl Redb {
 
     /// Fails when the disk is nearly full, while nothing is broken yet.
     fn require_space(&self, entries: &[Entry]) -> Result<(), StorageError> {
-        let Some((free, kept)) = space::free_and_reserved(durable::parent(&self.path)) else {
+        let Some(found) = space::free(durable::parent(&self.path)) else {
             return Ok(());
         };
         let bytes = |entry: &Entry| match &entry.payload {
@@ -159,7 +159,7 @@ impl Redb {
             Payload::Blank | Payload::Membership(_) => 0,
         };
         let rows = GROWTH * entries.iter().map(bytes).sum::<u64>();
-        if free >= RESERVE_BYTES.min(kept / 2) + rows {
+        if found.free >= RESERVE_BYTES.min(found.reserved / 2) + rows {
             return Ok(());
         }
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);

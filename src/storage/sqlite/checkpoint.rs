@@ -29,6 +29,7 @@ use super::Shared;
 use crate::durable;
 use crate::format::sqlite::{self, Access, OpenError};
 use crate::storage::{Checkpoint, Sizes, StorageError};
+use crate::telemetry::{count, events};
 
 /// The log's length at which a checkpoint begins: long enough that a page that
 /// is written again and again is copied once, short enough to be read quickly
@@ -116,6 +117,10 @@ struct Done {
     held: Duration,
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Shared {
     fn run(&self, files: &Checkpointer, last: &'static str) -> Result<Done, StorageError> {
         let failed = |source| self.failed("checkpoint", source);
@@ -158,6 +163,10 @@ impl Shared {
                 drop(writer);
             }
         }
+        // An empty log is emptied in no time, which says nothing.
+        if complete && pass.pages > 0 {
+            count::CHECKPOINTS.observe(began.elapsed());
+        }
         Ok(Done {
             complete,
             pages: pass.pages,
@@ -188,6 +197,10 @@ impl Shared {
                 };
                 tracing::info!(
                     target: "aspen::storage",
+                    MESSAGE_ID = events::WAL_CHECKPOINT,
+                    ASPEN_PAGES = told.checkpointed_pages,
+                    ASPEN_WAL_BYTES = told.wal_bytes_after,
+                    ASPEN_DURATION_MS = milliseconds(began.elapsed()),
                     "WAL checkpoint: {} pages in {} ms, write-ahead log {} -> {} bytes, database {} -> {} bytes",
                     told.checkpointed_pages,
                     began.elapsed().as_millis(),
@@ -263,6 +276,8 @@ impl Report {
                     self.last_failure = Some(Instant::now());
                     tracing::warn!(
                         target: "aspen::storage",
+                        MESSAGE_ID = events::WAL_LARGE,
+                        ASPEN_PATH = %path.display(),
                         error = &error as &dyn std::error::Error,
                         "The write-ahead log cannot be checkpointed at the moment; it grows until it can"
                     );
@@ -276,6 +291,9 @@ impl Report {
                 self.warned = true;
                 tracing::warn!(
                     target: "aspen::storage",
+                    MESSAGE_ID = events::WAL_LARGE,
+                    ASPEN_PATH = %path.display(),
+                    ASPEN_WAL_BYTES = bytes,
                     "The write-ahead log of {} has grown to {bytes} bytes, because something reads an old state: \
                      a snapshot, a backup, or another process (fuser -v FILE names it)",
                     path.display()
@@ -302,6 +320,10 @@ impl Report {
         if due(self.last_line) {
             tracing::info!(
                 target: "aspen::storage",
+                MESSAGE_ID = events::WAL_CHECKPOINT,
+                ASPEN_PAGES = self.pages,
+                ASPEN_WAL_BYTES = bytes,
+                ASPEN_DURATION_MS = milliseconds(self.took),
                 "WAL checkpoint: {} since the last line, {} pages in {} ms, writers waited {} ms at most, \
                  write-ahead log now {bytes} bytes, database {} bytes",
                 self.count,

@@ -42,6 +42,7 @@ use super::{Applied, Checkpoint, Contents, Page, Range, Sizes, StateMachine, Sto
 use crate::format::entry::{Entry, Outcome};
 use crate::format::record::{self, LogId, RecordError};
 use crate::format::sqlite;
+use crate::telemetry::events;
 use crate::{durable, layout};
 
 const GET: &str = "SELECT value FROM state_machine_kv WHERE key = ?1";
@@ -140,6 +141,8 @@ impl Shared {
             match open.apply(entries, &records) {
                 Err(error) if is_busy(&error) && !self.pulse.stopped() => tracing::warn!(
                     target: "aspen::storage",
+                    MESSAGE_ID = events::DATABASE_BUSY,
+                    ASPEN_PATH = %self.path.display(),
                     "Another process holds the write lock of {}; nothing is applied until it lets go",
                     self.path.display()
                 ),
