@@ -5,12 +5,14 @@
 mod common;
 mod rig;
 
+use std::process::Command;
+
 use common::client::{ask, until};
-use common::fixture;
 use common::read::{Table, rows_sha256};
 use common::retrying::{Retrying, at_work, clients, pairs};
-use rig::Network;
+use common::{finished, fixture};
 use rig::cluster::{Cluster, IDS, LEADER, api};
+use rig::{Network, exec_words};
 use serde_json::json;
 
 fn assert_healthy(id: u64, storage: &str) {
@@ -124,6 +126,51 @@ fn a_cluster_is_migrated_one_by_one_and_a_node_goes_back_and_no_client_notices()
         assert!(clients.iter().all(|client| client.retried > 0));
         assert_equal(&cluster, &clients);
         assert_legacy_rows();
+    });
+}
+
+/// The procedure as a program: it goes by what the nodes say, and refuses to go on
+/// where the cluster would not.
+#[test]
+fn a_cluster_is_migrated_by_the_script_that_restarts_it_and_no_client_notices() {
+    Network::run(|network| {
+        let cluster = Cluster::legacy(network);
+        cluster.systemctl_all("start");
+        for id in IDS {
+            cluster.wait_until_caught_up(id);
+        }
+        let leader = cluster.leader(1);
+        let script = |restart: &str| {
+            let program = concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/packaging/aspen-rolling-restart"
+            );
+            let urls = IDS.map(|id| format!("http://{}", api(id)));
+            let mut command = Command::new(program);
+            let command = command.args(["--timeout", "60", "--restart", restart]);
+            finished(&command.args(urls).output().unwrap())
+        };
+        // In the place of ssh: a node at 10.0.0.N is on the machine node-N.
+        cluster.teach_to_migrate();
+        let restart = format!("host={{host}}; {} node-${{host##*.}} migrate", exec_words());
+        let mut clients = clients(6, &IDS.map(api));
+        at_work(&mut clients, || {
+            let run = script(&restart);
+            assert_eq!(run.code, 0, "{run:?}");
+            assert!(run.out.ends_with("All are restarted\n"), "{run:?}");
+            assert!(run.out.contains("leadership handed over"), "{run:?}");
+        });
+        for id in IDS {
+            assert_migrated(&cluster, id);
+        }
+        assert_equal(&cluster, &clients);
+        assert_legacy_rows();
+
+        let away = if leader == 1 { 2 } else { 1 };
+        cluster.systemctl("stop", away);
+        let run = script("echo not reached");
+        assert_eq!(run.code, 69, "{run:?}");
+        assert!(!run.out.contains("not reached\n"), "{run:?}");
     });
 }
 

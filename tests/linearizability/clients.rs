@@ -28,6 +28,8 @@ const REQUESTS_EACH: u32 = 450;
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long it leaves a node alone that does not take its requests.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often a write with a name is sent again.
+const AGAIN: u32 = 8;
 /// What comes after the number in a value: about 100 bytes in all.
 const PADDING: &str =
     "the rest makes it as long as values are in the field, and is the same in each of them";
@@ -163,10 +165,14 @@ impl Session<'_> {
     /// Carries out one operation; false when it was refused or not answered.
     pub(crate) fn operate(&mut self, key: u32, action: Action) -> bool {
         let (method, target, body) = request(key, action, self.reads);
+        // Every other write has a name, by which it is sent again until it is answered.
+        let named = action != Action::Get && self.dice.random();
         let invoked = self.shared.history.now();
-        let answer = self.ask(method, &target, body.as_ref());
+        let heard = match named {
+            true => self.insist(action, method, &target, body.as_ref()),
+            false => self.ask(action, "", method, &target, body.as_ref()),
+        };
         let completed = self.shared.history.now();
-        let heard = answer.map_or_else(|heard| heard, |answer| hear(action, &answer));
         let (outcome, index) = match heard {
             Heard::Known(outcome, index) => (outcome, index),
             Heard::Unknown => (Outcome::Unknown, None),
@@ -204,10 +210,9 @@ impl Session<'_> {
         let pair = |half| json!({ "key": format!("{KEPT}{number}/{half}"), "value": text(number) });
         let body = json!({ "set": [pair("a"), pair("b")], "delete": [] });
         let invoked = self.shared.history.now();
-        let answer = self.ask("POST", "/api/kv", Some(&body));
+        let heard = self.ask(Action::Put(number), "", "POST", "/api/kv", Some(&body));
         let completed = self.shared.history.now();
-        let put = Action::Put(number);
-        let fate = match answer.map_or_else(|heard| heard, |answer| hear(put, &answer)) {
+        let fate = match heard {
             Heard::Known(_, index) => {
                 let index = index.expect("a write without its place in the log");
                 self.shared.history.placed(invoked, completed, index);
@@ -223,12 +228,42 @@ impl Session<'_> {
         fate == Fate::Acknowledged
     }
 
-    fn ask(&mut self, method: &str, target: &str, body: Option<&Json>) -> Result<Answer, Heard> {
+    /// Sends a write under a name of its own, to one node after the other, until one
+    /// knows what became of it: it must not happen twice.
+    fn insist(&mut self, action: Action, method: &str, target: &str, body: Option<&Json>) -> Heard {
+        let header = format!("Idempotency-Key: \"{}\"\r\n", self.shared.history.value());
+        let mut last = Heard::Unknown;
+        let mut maybe_done = false;
+        for _ in 0..AGAIN {
+            last = self.ask(action, &header, method, target, body);
+            match &last {
+                Heard::Known(..) => return last,
+                Heard::Unknown => maybe_done = true,
+                Heard::Refused(_) => {}
+            }
+            std::thread::sleep(PAUSE);
+            self.go_elsewhere();
+        }
+        // One that is refused has not happened, but an earlier one may have.
+        if maybe_done { Heard::Unknown } else { last }
+    }
+
+    fn ask(
+        &mut self,
+        action: Action,
+        headers: &str,
+        method: &str,
+        target: &str,
+        body: Option<&Json>,
+    ) -> Heard {
         // Without a connection nobody can have done anything.
-        let connected = self.client.connect();
-        connected.map_err(|_| Heard::Refused("no connection".into()))?;
-        let answer = self.client.ask(method, target, body);
-        answer.map_err(|_| Heard::Unknown)
+        if self.client.connect().is_err() {
+            return Heard::Refused("no connection".into());
+        }
+        match self.client.ask_with(method, target, headers, body) {
+            Ok(answer) => hear(action, &answer),
+            Err(_) => Heard::Unknown,
+        }
     }
 }
 

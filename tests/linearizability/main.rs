@@ -20,6 +20,7 @@ mod checker;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
+mod data;
 mod history;
 mod links;
 mod run;
@@ -39,8 +40,8 @@ use crate::run::run;
 use crate::site::{Site, eventually};
 use crate::spaces::in_a_network_of_its_own;
 use crate::troubles::{
-    AWAY, CLOCK, CUT_ONE_WAY, FULL_DISK, ISOLATE, KILL, KILL_MANY, MIGRATE, PAUSE, RESTART, SLOW,
-    SPLIT, TOGETHER, TRANSFER, UNPLUG,
+    AWAY, CLOCK, CUT_ONE_WAY, FULL_DISK, ISOLATE, KILL, KILL_MANY, LOST_DISK, MEMBERS, MIGRATE,
+    PAUSE, RESTART, SLOW, SPLIT, TOGETHER, TRANSFER, UNPLUG,
 };
 
 /// Room for a node and for what is written to it while a test runs.
@@ -73,6 +74,12 @@ fn three_nodes_that_are_away_until_they_need_a_snapshot_answer_as_one() {
 fn three_nodes_whose_leadership_is_handed_on_answer_as_one() {
     let site = Site::new(&["sqlite", "sqlite", "redb"]).up();
     run(site, &[TRANSFER, RESTART, ISOLATE, PAUSE]);
+}
+
+#[test]
+fn nodes_that_come_and_go_and_lose_their_disks_answer_as_one() {
+    let site = Site::new(&["sqlite", "redb", "sqlite"]).up();
+    run(site, &[MEMBERS, LOST_DISK, KILL, ISOLATE]);
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value as Json;
 
 use crate::clients::Addresses;
@@ -42,6 +43,8 @@ pub(crate) struct Place {
     /// A file system of its own, where it has one.
     pub(crate) disk: Option<Disk>,
     pub(crate) environment: Vec<(String, String)>,
+    /// Whether it was there when the cluster was formed.
+    founds: bool,
     running: Option<Node>,
 }
 
@@ -51,6 +54,8 @@ pub(crate) struct Site {
     net: Net,
     pub(crate) addresses: Addresses,
     pub(crate) places: BTreeMap<u64, Place>,
+    /// The last id that was given out: none is used again.
+    last: u64,
 }
 
 impl Site {
@@ -73,18 +78,20 @@ impl Site {
             net,
             addresses: Addresses::default(),
             places: BTreeMap::new(),
+            last: 0,
         };
         for (id, backend) in (1..).zip(backends) {
-            site.place(id, backend);
+            site.place(id, backend, true);
         }
         site
     }
 
-    fn place(&mut self, id: u64, backend: &'static str) {
+    fn place(&mut self, id: u64, backend: &'static str, founds: bool) {
         let place = Place {
             backend,
             disk: None,
             environment: Vec::new(),
+            founds,
             running: None,
         };
         self.places.insert(id, place);
@@ -93,6 +100,7 @@ impl Site {
             Net::Relays(links, _) => links.relay(public, real),
             Net::Spaces(spaces) => spaces.add(),
         }
+        self.last = id;
         self.addresses.write().unwrap().insert(id, self.http(id));
     }
 
@@ -133,20 +141,26 @@ impl Site {
 
     fn launch(&self, id: u64) -> Launch {
         let place = &self.places[&id];
-        let members = self.places.keys().map(|id| {
+        // Others are told where the members are by whoever adds them.
+        let founders = self
+            .places
+            .iter()
+            .filter(|(_, other)| place.founds && other.founds);
+        let members = founders.map(|(id, _)| {
             let (peer, http) = (self.peer(*id), self.http(*id));
             format!("{id} = {{ peer = \"{peer}\", http = \"{http}\" }}\n")
         });
         let text = format!(
             "[node]\nid = {id}\ndata_dir = \"{}\"\n[http]\nlisten = \"{}\"\n\
              insecure = true\n[cluster]\nstorage_backend = \"{}\"\npeer_listen = \"{}\"\n\
-             secret = \"known-to-all-nodes-of-this-cluster\"\n[cluster.initial_members]\n{}\
+             secret = \"known-to-all-nodes-of-this-cluster\"\n{}[cluster.initial_members]\n{}\
              [raft]\nelection_timeout_ms = 500\nheartbeat_ms = 80\nlog_keep = {LOG_KEEP}\n\
              [log]\nfile = \"{}\"\n",
             self.data(id).display(),
             self.http(id),
             place.backend,
             self.peer_listen(id),
+            if place.founds { "" } else { "join = true\n" },
             members.collect::<String>(),
             self.log(id).display(),
         );
@@ -274,6 +288,48 @@ impl Site {
         }
     }
 
+    /// Makes a new node, and a voter of it, whoever has to be asked for that.
+    pub(crate) fn add_voter(&mut self) -> u64 {
+        let id = self.last + 1;
+        self.place(id, "sqlite", false);
+        self.start(id);
+        let (peer, role) = (self.peer(id).to_string(), "voter");
+        let body = serde_json::json!({ "id": id, "peer": peer, "role": role });
+        self.until_changed("POST", "/admin/members", Some(&body), &[200]);
+        id
+    }
+
+    /// Removes a member, which may run or not.
+    pub(crate) fn remove_member(&mut self, id: u64) {
+        // Also when the answer to an earlier try was lost.
+        let target = format!("/admin/members/{id}");
+        self.until_changed("DELETE", &target, None, &[200, 404]);
+    }
+
+    /// Asks one node after the other until the members are as they shall be.
+    fn until_changed(&self, method: &str, target: &str, body: Option<&Json>, done: &[u16]) {
+        let mut nodes = self.ids().into_iter().cycle();
+        eventually(&format!("{method} {target} is never done"), || {
+            let mut client = Client::patient(self.http(nodes.next().unwrap()), PATIENCE);
+            let answer = client.ask(method, target, body).ok()?;
+            let is_done = done.contains(&answer.status);
+            assert!(
+                is_done || [409, 503, 504].contains(&answer.status),
+                "{answer:?}"
+            );
+            is_done.then_some(())
+        });
+    }
+
+    /// Gives up the place of a node that is no member any more.
+    pub(crate) fn forget(&mut self, id: u64) {
+        self.addresses.write().unwrap().remove(&id);
+        if self.is_running(id) {
+            self.kill(id);
+        }
+        self.places.remove(&id);
+    }
+
     /// Has a node that is stopped begin with the other engine: what it holds is
     /// brought to redb by hand, and to SQLite by its next start.
     pub(crate) fn change_engine(&mut self, id: u64) {
@@ -327,6 +383,16 @@ impl Site {
 
     pub(crate) fn signal(&self, id: u64, signal: Signal) {
         self.places[&id].running.as_ref().unwrap().signal(signal);
+    }
+
+    /// Has a node do nothing for a while, from now on.
+    pub(crate) fn pause_for(&self, id: u64, time: Duration) -> JoinHandle<()> {
+        let pid = self.places[&id].running.as_ref().unwrap().pid();
+        kill(pid, Signal::SIGSTOP).unwrap();
+        std::thread::spawn(move || {
+            std::thread::sleep(time);
+            kill(pid, Signal::SIGCONT).unwrap();
+        })
     }
 
     pub(crate) fn is_running(&self, id: u64) -> bool {
@@ -388,50 +454,6 @@ impl Site {
                 .all(|id| purged(id).is_some_and(|to| to > index));
             purged.then_some(())
         });
-    }
-
-    /// Waits until nodes have applied the same entries; what they then hold must
-    /// be the same, and is returned.
-    pub(crate) fn same_data(&self) -> BTreeMap<String, String> {
-        eventually("the nodes never apply the same", || {
-            let applied = || {
-                self.ids()
-                    .into_iter()
-                    .map(|id| self.status(id)?["last_applied"].as_u64())
-            };
-            let applied: Option<Vec<u64>> = applied().collect();
-            let applied = applied?;
-            applied.windows(2).all(|two| two[0] == two[1]).then_some(())
-        });
-        let mut data = self.ids().into_iter().map(|id| (id, self.holds(id)));
-        let (_, first) = data.next().unwrap();
-        for (id, other) in data {
-            assert!(
-                first == other,
-                "node {id} does not hold what the first one does"
-            );
-        }
-        first
-    }
-
-    /// Everything that a node itself holds.
-    fn holds(&self, id: u64) -> BTreeMap<String, String> {
-        let mut client = Client::new(self.http(id));
-        let (mut pairs, mut after) = (BTreeMap::new(), String::new());
-        loop {
-            let target = format!("/api/kv?limit=1000&consistency=stale{after}");
-            let page = client.ask("GET", &target, None).unwrap();
-            assert_eq!(page.status, 200, "{page:?}");
-            let page = page.json();
-            for pair in page["pairs"].as_array().unwrap() {
-                let text = |field: &str| pair[field].as_str().unwrap().to_owned();
-                pairs.insert(text("key"), text("value"));
-            }
-            match page["next"].as_str() {
-                Some(next) => after = format!("&after={}", next.replace('/', "%2F")),
-                None => return pairs,
-            }
-        }
     }
 }
 

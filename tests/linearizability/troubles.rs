@@ -231,6 +231,46 @@ pub(crate) const TRANSFER: Trouble = Trouble {
     },
 };
 
+/// A voter comes, or goes and runs on; somebody is paused meanwhile, at times.
+pub(crate) const MEMBERS: Trouble = Trouble {
+    name: "members",
+    strike: |site, dice| {
+        let (idle, time) = (victim(site, dice), a_while(dice));
+        let paused = dice.random::<bool>().then(|| site.pause_for(idle, time));
+        // Three to five of them.
+        let count = site.ids().len();
+        let gone = if count < 4 || (count < 5 && dice.random()) {
+            site.add_voter();
+            None
+        } else {
+            let victim = victim(site, dice);
+            site.remove_member(victim);
+            Some(victim)
+        };
+        std::thread::sleep(a_while(dice));
+        if let Some(paused) = paused {
+            paused.join().unwrap();
+        }
+        if let Some(victim) = gone {
+            site.forget(victim);
+        }
+    },
+};
+
+/// A disk is lost with all that is on it; a new node takes the place of its own.
+pub(crate) const LOST_DISK: Trouble = Trouble {
+    name: "lost disk",
+    strike: |site, dice| {
+        let victim = victim(site, dice);
+        site.kill(victim);
+        std::fs::remove_dir_all(site.data(victim)).unwrap();
+        std::thread::sleep(a_while(dice));
+        site.remove_member(victim);
+        site.forget(victim);
+        site.add_voter();
+    },
+};
+
 /// A node goes over to the other engine: by a start to SQLite, by hand back to redb.
 pub(crate) const MIGRATE: Trouble = Trouble {
     name: "migrate",

@@ -40,6 +40,7 @@ fn files(kind: Kind) -> Option<BTreeSet<String>> {
 const COMMON: [&str; 19] = [
     "/usr/bin/aspen-migrate",
     "/usr/bin/aspen-node",
+    "/usr/bin/aspen-rolling-restart",
     "/usr/lib/systemd/catalog/aspen.catalog",
     "/usr/lib/systemd/system/aspen-node.service",
     "/usr/lib/systemd/system/aspen-node@.service",
@@ -47,6 +48,8 @@ const COMMON: [&str; 19] = [
     "/usr/lib/tmpfiles.d/aspen.conf",
     "/usr/libexec/aspen/restart-nodes",
     "/usr/share/aspen/config.toml",
+    "/usr/share/aspen/grafana/aspen.json",
+    "/usr/share/aspen/prometheus/aspen.rules.yml",
     "/usr/share/bash-completion/completions/aspen-migrate",
     "/usr/share/bash-completion/completions/aspen-node",
     "/usr/share/doc/aspen/README.md",
@@ -57,6 +60,7 @@ const COMMON: [&str; 19] = [
     "/usr/share/fish/vendor_completions.d/aspen-node.fish",
     "/usr/share/man/man1/aspen-migrate.1.gz",
     "/usr/share/man/man8/aspen-node.8.gz",
+    "/usr/share/man/man8/aspen-rolling-restart.8.gz",
 ];
 
 #[track_caller]

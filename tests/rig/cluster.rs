@@ -113,6 +113,15 @@ impl Cluster {
         self[id].ok(CONFIGURE_SQLITE);
     }
 
+    /// Makes `migrate` a command of each machine: the edit and a restart.
+    pub(crate) fn teach_to_migrate(&self) {
+        let script = format!("#!/bin/sh -e\n{CONFIGURE_SQLITE}\nsystemctl restart aspen-node\n");
+        for id in IDS {
+            self[id].write("/usr/bin/migrate", &script);
+            self[id].ok("chmod 755 /usr/bin/migrate");
+        }
+    }
+
     /// Edits it back.
     pub(crate) fn configure_redb(&self, id: u64) {
         self[id].ok(r#"sed -i 's/= "sqlite"/= "redb"/' /etc/aspen/config.toml"#);

@@ -229,6 +229,11 @@ impl Drop for Machine {
     }
 }
 
+/// How a shell on the host runs a command in a machine; its name comes next.
+pub(crate) fn exec_words() -> String {
+    format!("CARGO_TARGET_DIR='{}' '{SCRIPT}' exec", target().display())
+}
+
 fn rig(arguments: &[&str]) -> Command {
     let mut command = Command::new(SCRIPT);
     command.args(arguments).stdin(Stdio::null());
