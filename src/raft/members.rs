@@ -26,6 +26,10 @@ use crate::format::peer::{MemberState, Refusal};
 /// How long a change waits for a learner to catch up before it says how far that is.
 const CATCH_UP_TIME: Duration = Duration::from_secs(8);
 
+/// Election timeouts that voters are waited for before a change is refused for their
+/// silence: a leader that is new has heard of nobody yet.
+const SILENT_ELECTIONS: u32 = 2;
+
 /// How long until it is looked again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -90,6 +94,20 @@ fn undecided(metrics: &Metrics, voters: &BTreeSet<u64>, election: Duration) -> O
     })
 }
 
+/// Returns once these voters could decide, or refuses the change that makes them all.
+async fn decidable(raft: &Raft, voters: &BTreeSet<u64>, election: Duration) -> Result<(), Refusal> {
+    let began = Instant::now();
+    loop {
+        match undecided(&leading(raft)?, voters, election) {
+            None => return Ok(()),
+            Some(why) if began.elapsed() >= SILENT_ELECTIONS * election => {
+                return Err(Refusal::Refused(why));
+            }
+            Some(_) => sleep(PAUSE).await,
+        }
+    }
+}
+
 /// Why node `id` must not restart now; none if it may.
 pub(super) fn may_restart(
     raft: &Raft,
@@ -148,12 +166,9 @@ pub(super) async fn set_member(
         return Ok(());
     }
     caught_up(raft, id, election).await?;
-    let metrics = leading(raft)?;
-    let mut after = voters(&metrics);
+    let mut after = voters(&leading(raft)?);
     after.insert(id);
-    if let Some(why) = undecided(&metrics, &after, election) {
-        return Err(Refusal::Refused(why));
-    }
+    decidable(raft, &after, election).await?;
     tracing::info!("Making node {id} a voter");
     change(raft, ChangeMembers::AddVoterIds(BTreeSet::from([id]))).await
 }
@@ -224,9 +239,7 @@ pub(super) async fn remove_member(raft: &Raft, id: u64, election: Duration) -> R
     if after.is_empty() {
         return Err(Refusal::Refused(format!("node {id} is the last voter")));
     }
-    if let Some(why) = undecided(&metrics, &after, election) {
-        return Err(Refusal::Refused(why));
-    }
+    decidable(raft, &after, election).await?;
     if id == metrics.id {
         lead::hand_over(raft, None, election).await?;
         return Err(Refusal::NotLeader);

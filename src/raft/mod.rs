@@ -80,7 +80,7 @@ pub enum Consistency {
     /// majority confirms the leader for it.
     Linearizable,
     /// The same, confirmed by what a majority has told the leader in the last
-    /// election timeout. It relies on clocks: see [`Leader`](peer::Leader).
+    /// election timeout. It relies on clocks: `peer::leader` says how far.
     Lease,
     /// It sees at least what was committed so long before it began.
     Bounded(Duration),

@@ -24,9 +24,13 @@ async fn asks(peers: &Peers, to: u64, call: &Call) -> Result<Answer, PeerError> 
     link.call(call, PATIENCE).await
 }
 
+/// A term that only a stranger can bring into a cluster. The cluster's own may grow by
+/// an election that it has on a busy machine.
+const TERM: u64 = 1_000_000;
+
 fn candidacy(node_id: u64, committed: bool) -> Candidacy {
     let vote = Vote {
-        term: 1_000_000,
+        term: TERM,
         node_id,
         committed,
     };
@@ -57,7 +61,7 @@ async fn strangers_are_turned_away_and_change_nothing() {
         let text = crate::telemetry::Chain(&error).to_string();
         assert!(text.contains(part), "{text}");
     }
-    assert_eq!(cluster.node(1).status().term, status.term);
+    assert!(cluster.node(1).status().term < TERM);
     assert_eq!(get(cluster.node(1), "key").await.as_deref(), Some("value"));
 }
 
@@ -81,7 +85,7 @@ async fn a_peer_that_speaks_for_another_is_refused_and_changes_nothing() {
         let error = asks(&liar, 1, &call).await.unwrap_err();
         assert!(matches!(error, PeerError::Lost { .. }), "{error:?}");
     }
-    assert_eq!(cluster.node(1).status().term, status.term);
+    assert!(cluster.node(1).status().term < TERM);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,7 +166,7 @@ async fn whoever_has_no_good_certificate_is_turned_away_though_it_knows_the_secr
             "{files:?}"
         );
     }
-    assert_eq!(cluster.node(1).status().term, status.term);
+    assert!(cluster.node(1).status().term < TERM);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
