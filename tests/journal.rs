@@ -90,9 +90,9 @@ fn live_through_everything(node: &Node) {
 
     let put = "curl -s -o /dev/null -w '%{http_code}' -X PUT -H 'Content-Type: application/json' \
                -d '{\"value\":\"v\"}' http://localhost:8080/api/kv/key";
-    node.ok(
-        "fallocate -l \"$(df --output=avail -B1 /var/lib/aspen | tail -n 1)\" /var/lib/aspen/filler",
-    );
+    // Less than the node keeps back, and enough for what was let in before it looked.
+    node.ok("avail=$(df --output=avail -B1 /var/lib/aspen | tail -n 1)
+         fallocate -l $((avail - 16 * 1024 * 1024)) /var/lib/aspen/filler");
     node.wait_until(&format!("test \"$({put})\" = 507"));
     node.ok("rm /var/lib/aspen/filler");
     node.wait_until(&format!("test \"$({put})\" = 200"));
