@@ -442,3 +442,27 @@ fn the_scanner_measures_functions() {
     let found: Vec<_> = found.iter().map(|(name, n)| (name.as_str(), *n)).collect();
     assert_eq!(found, [("a()", 2), ("c(", 4)]);
 }
+
+/// Two types of one name in the API's description: one would silently stand for both.
+#[test]
+fn every_type_of_the_description_has_a_name_of_its_own() {
+    let mut seen = std::collections::BTreeMap::new();
+    for source in code_of_src() {
+        for at in source.code.split("ToSchema)]").skip(1) {
+            let declared = at.split('{').next().unwrap();
+            let mut words = declared.split_whitespace();
+            let name = match declared.split_once("as = ") {
+                Some((_, renamed)) => renamed,
+                None => {
+                    words.find(|word| ["struct", "enum"].contains(word));
+                    words.next().unwrap()
+                }
+            };
+            let name: String = name.chars().take_while(|c| c.is_alphanumeric()).collect();
+            assert!(!name.is_empty(), "{declared}");
+            let earlier = seen.insert(name.clone(), source.path.clone());
+            assert_eq!(earlier, None, "{name} stands in {:?} too", source.path);
+        }
+    }
+    assert!(seen.len() > 10, "{seen:?}");
+}

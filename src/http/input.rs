@@ -89,7 +89,7 @@ pub(super) struct LeadBody {
 /// Who shall be a member.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = Member)]
+#[schema(as = NewMember)]
 pub(super) struct MemberBody {
     /// Its id, never used before by another node.
     #[schema(minimum = 1)]
