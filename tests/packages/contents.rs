@@ -37,7 +37,7 @@ fn files(kind: Kind) -> Option<BTreeSet<String>> {
 }
 
 /// What both packages bring, under the same names.
-const COMMON: [&str; 19] = [
+const COMMON: [&str; 23] = [
     "/usr/bin/aspen-migrate",
     "/usr/bin/aspen-node",
     "/usr/bin/aspen-rolling-restart",
