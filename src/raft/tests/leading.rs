@@ -29,7 +29,7 @@ fn writing(node: Node, name: &'static str) -> (watch::Sender<()>, tokio::task::J
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_goes_where_it_is_sent_from_any_node_and_no_write_fails() {
-    let cluster = Cluster::all(&SQLITE).await;
+    let cluster = Cluster::patient(&SQLITE).await;
     cluster.leader().await;
     let writers = [(1, "a"), (2, "b"), (3, "c")];
     let writers = writers.map(|(id, name)| (name, writing(cluster.node(id).clone(), name)));
@@ -102,7 +102,7 @@ async fn without_a_name_some_other_voter_leads_and_with_a_wrong_one_nothing_chan
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_stops_hands_over_first_and_no_write_on_another_node_fails() {
-    let mut cluster = Cluster::all(&SQLITE).await;
+    let mut cluster = Cluster::patient(&SQLITE).await;
     for _ in 0..3 {
         let leader = cluster.leader().await;
         let term = cluster.node(leader).status().term;

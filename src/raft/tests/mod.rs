@@ -34,6 +34,8 @@ struct Cluster {
     dirs: Vec<tempfile::TempDir>,
     running: BTreeMap<u64, Node>,
     log_keep: u64,
+    /// How long followers wait for a leader.
+    election: Duration,
     tls: Option<Authority>,
     /// Where the others find a node instead of where it listens.
     detours: BTreeMap<u64, String>,
@@ -59,6 +61,7 @@ impl Cluster {
             dirs: dirs.collect(),
             running: BTreeMap::new(),
             log_keep: 64 << 20,
+            election: Duration::from_millis(300),
             tls: None,
             detours: BTreeMap::new(),
             ways: BTreeMap::new(),
@@ -66,11 +69,22 @@ impl Cluster {
     }
 
     async fn all(backends: &[Backend]) -> Self {
+        Self::new(backends).started().await
+    }
+
+    /// With the patience that nodes have by default: on a busy machine, too, nobody
+    /// takes another for dead.
+    async fn patient(backends: &[Backend]) -> Self {
         let mut cluster = Self::new(backends);
-        for id in 1..=backends.len() as u64 {
-            cluster.start(id).await;
+        cluster.election = Duration::from_secs(1);
+        cluster.started().await
+    }
+
+    async fn started(mut self) -> Self {
+        for id in 1..=self.backends.len() as u64 {
+            self.start(id).await;
         }
-        cluster
+        self
     }
 
     fn options(&self, id: u64) -> Options {
@@ -85,7 +99,7 @@ impl Cluster {
             peer_listen: self.addresses[&id].parse::<SocketAddr>().unwrap(),
             secret: Some(Secret::new(SECRET)),
             tls: self.tls.as_ref().map(|tls| tls.files(id)),
-            election_timeout: Duration::from_millis(300),
+            election_timeout: self.election,
             heartbeat: Duration::from_millis(50),
             log_keep: self.log_keep,
             readers: 4,
