@@ -108,12 +108,16 @@ pub(crate) fn next(kind: Kind) -> Option<PathBuf> {
 const NEXT_DEB: &str = r#"
     dpkg-deb -R "$PACKAGE" tree
     sed -i "s/^Version: .*/Version: $VERSION-1/" tree/DEBIAN/control
-    for template in tree/usr/share/aspen/*; do echo '# Of the next release.' >>"$template"; done
+    find tree/usr/share/aspen -maxdepth 1 -type f | while read -r template; do
+      echo '# Of the next release.' >>"$template"
+    done
     dpkg-deb -Zgzip -z1 --root-owner-group -b tree next"#;
 const NEXT_RPM: &str = r#"
     mkdir -p tree/usr/lib/debug/.build-id
     cd tree; rpm2cpio "$PACKAGE" | cpio --quiet -id; cd ..
-    for template in tree/usr/share/aspen/* tree/etc/*/*; do echo '# Of the next release.' >>"$template"; done
+    find tree/usr/share/aspen/config.toml tree/etc -type f | while read -r template; do
+      echo '# Of the next release.' >>"$template"
+    done
     rpmbuild --quiet -bb --define "aspen_version $VERSION" --define "staged $PWD/tree" \
       --define 'aspen_maintainer T <t@localhost>' --define 'aspen_date Thu Jan 01 2026' \
       --define 'aspen_payload w1.gzdio' --define "_topdir $PWD/work" --define "_rpmdir $PWD" "$SPEC"
