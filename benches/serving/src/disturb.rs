@@ -114,7 +114,6 @@ fn disturb(port: u16, quick: bool, windows: &Windows) -> std::result::Result<Vec
         .enable_all()
         .build()?;
     let done = runtime.block_on(async {
-        let mut client = aspen::Client::connect(port).await?;
         sleep(BETWEEN).await;
         windows.switch_to(QUIET);
         sleep(Duration::from_secs(if quick { 2 } else { 15 })).await;
@@ -124,6 +123,8 @@ fn disturb(port: u16, quick: bool, windows: &Windows) -> std::result::Result<Vec
             let mut done = Done::default();
             for _ in 0..TIMES {
                 sleep(BETWEEN).await;
+                // A node does not wait for long for the first request of a connection.
+                let mut client = aspen::Client::connect(port).await?;
                 windows.switch_to(window);
                 let began = Instant::now();
                 let answer = client
