@@ -127,7 +127,7 @@ impl IntoParams for Freshness {
                 .build()
         };
         let consistency = "`linearizable`, the default: confirmed by a majority for this read. `lease`: the \
-             same, confirmed by what a majority has told the leader in the last election timeout, \
+             same, confirmed by what a majority has told the leader in the last third of an election timeout, \
              which relies on clocks that run at similar rates. `stale`: what this node has applied.";
         let max_lag = "With `consistency=stale`: milliseconds before the request from which on a \
              write may be missing. A node that does not know that it holds all the older ones asks the leader.";

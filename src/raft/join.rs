@@ -16,6 +16,7 @@ use super::log::LogStore;
 use super::machine::Machine;
 use super::network::Network;
 use super::node::Options;
+use super::patience::{SHORTEST_WAIT, VOTERS_LEASE};
 use super::peer::{self, Local, Peers};
 use super::reads::Raft;
 use super::start::{self, Identity, Pair, StartError};
@@ -110,12 +111,12 @@ fn is_alone(log: &Log, applied: &Applied, id: u64) -> Result<bool, StartError> {
 
 fn config(options: &Options, alone: bool) -> Result<Config, StartError> {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let election = milliseconds(options.election_timeout);
+    let election = options.election_timeout;
     Config {
         cluster_name: "aspen".into(),
         heartbeat_interval: milliseconds(options.heartbeat),
-        election_timeout_min: election,
-        election_timeout_max: election.saturating_mul(2),
+        election_timeout_min: milliseconds(SHORTEST_WAIT.of(election)),
+        election_timeout_max: milliseconds(VOTERS_LEASE.of(election)),
         // `compact` decides by bytes, which openraft cannot.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,

@@ -30,7 +30,7 @@ pub(super) const FEW_ENTRIES: u64 = 1_000;
 const MOST_SILENCE: u32 = 1;
 
 /// Election timeouts that a transfer may take: the election that is asked for,
-/// and one that comes by itself if that fails, each twice as long at most.
+/// and one that comes by itself if that fails, each less than twice as long.
 const TRANSFER_ELECTIONS: u32 = 4;
 
 /// The longest that a transfer may take, however patient elections are.

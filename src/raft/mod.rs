@@ -8,6 +8,7 @@
 //! - `start`: what is checked before consensus starts; `join`: the cluster that
 //!   it then forms or finds.
 //! - `watcher`: who leads and who is a member, told when it changes.
+//! - `patience`: how long nodes wait for each other before they elect another.
 //! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
 //!   log is shortened; `lead`: how leadership is handed over;
 //!   `members`: how members come and go; `keeper`: what each node does then.
@@ -34,6 +35,7 @@ mod machine;
 mod members;
 mod network;
 mod node;
+mod patience;
 mod peer;
 mod reads;
 mod start;
@@ -80,7 +82,7 @@ pub enum Consistency {
     /// majority confirms the leader for it.
     Linearizable,
     /// The same, confirmed by what a majority has told the leader in the last
-    /// election timeout. It relies on clocks: `peer::leader` says how far.
+    /// third of an election timeout. It relies on clocks: `peer::leader` says how far.
     Lease,
     /// It sees at least what was committed so long before it began.
     Bounded(Duration),

@@ -73,8 +73,7 @@ impl Cluster {
         });
         let text = format!(
             "[node]\nid = {id}\n[cluster]\nstorage_backend = \"{}\"\npeer_listen = \"{}\"\n\
-             [cluster.initial_members]\n{}[raft]\nelection_timeout_ms = 500\nheartbeat_ms = 80\n\
-             [log]\nfile = \"{}\"\n",
+             [cluster.initial_members]\n{}[log]\nfile = \"{}\"\n",
             self.backends[usize::try_from(id).unwrap() - 1],
             self.peer_address(id),
             lines.collect::<String>(),

@@ -154,7 +154,7 @@ impl Site {
             "[node]\nid = {id}\ndata_dir = \"{}\"\n[http]\nlisten = \"{}\"\n\
              insecure = true\n[cluster]\nstorage_backend = \"{}\"\npeer_listen = \"{}\"\n\
              secret = \"known-to-all-nodes-of-this-cluster\"\n{}[cluster.initial_members]\n{}\
-             [raft]\nelection_timeout_ms = 500\nheartbeat_ms = 80\nlog_keep = {LOG_KEEP}\n\
+             [raft]\nlog_keep = {LOG_KEEP}\n\
              [log]\nfile = \"{}\"\n",
             self.data(id).display(),
             self.http(id),

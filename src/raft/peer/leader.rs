@@ -6,8 +6,8 @@
 //!
 //! Reads are confirmed by the leader, in one of two ways. *Majority* (ReadIndex): a majority
 //! has answered it since the read began. Nothing is assumed. *Lease*: a majority has answered
-//! it in the last election timeout; those that did elect nobody else for twice that time. So it
-//! is assumed that no two nodes' monotonic clocks run at rates that differ by a factor of two,
+//! it in the last third of the election timeout; those that did elect nobody else for twice that
+//! time. So it is assumed that no two nodes' monotonic clocks run at rates that differ by a factor of two,
 //! that no machine is suspended and goes on with its clock behind, and that no node which
 //! has just answered the leader forgets that in a restart and elects another within an election
 //! timeout. A leader that hands over serves no read by its lease.
@@ -34,6 +34,7 @@ use super::{CONNECT_TIME, Peers};
 use crate::format::entry::Request;
 use crate::format::peer::{Answer, Call, Fate};
 use crate::format::record::LogId;
+use crate::raft::patience::READERS_LEASE;
 use crate::raft::reads::Raft;
 use crate::raft::types::{from_log_id, to_log_id};
 use crate::raft::{Consistency, Gate, REQUEST_TIME, RequestError, Written};
@@ -263,7 +264,9 @@ impl Leader {
         let by = match confirmation {
             Confirmation::Majority => ReadPolicy::ReadIndex.into(),
             // Where the answers are too old, the leader asks for new ones.
-            Confirmation::Lease => LinearizerOption::new(Some(self.election), true),
+            Confirmation::Lease => {
+                LinearizerOption::new(Some(READERS_LEASE.of(self.election)), true)
+            }
         };
         let asked = self.raft.get_read_linearizer(by).await;
         match asked {

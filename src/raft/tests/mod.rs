@@ -61,7 +61,7 @@ impl Cluster {
             dirs: dirs.collect(),
             running: BTreeMap::new(),
             log_keep: 64 << 20,
-            election: Duration::from_millis(300),
+            election: Duration::from_millis(600),
             tls: None,
             detours: BTreeMap::new(),
             ways: BTreeMap::new(),
@@ -72,11 +72,10 @@ impl Cluster {
         Self::new(backends).started().await
     }
 
-    /// With the patience that nodes have by default: on a busy machine, too, nobody
-    /// takes another for dead.
+    /// With so much patience that on a busy machine, too, nobody takes another for dead.
     async fn patient(backends: &[Backend]) -> Self {
         let mut cluster = Self::new(backends);
-        cluster.election = Duration::from_secs(1);
+        cluster.election = Duration::from_millis(2_500);
         cluster.started().await
     }
 
