@@ -81,25 +81,21 @@ fn a_data_directory_and_its_parents_are_made_for_owner_and_group_whatever_the_um
     }
 }
 
-/// Legacy nodes left their files readable to all. What `aspen-migrate` or a link has made of one
-/// becomes the backup by its name alone, and holds the same values.
+/// Legacy nodes left their files readable to all. What `aspen-migrate` has made a copy of becomes the
+/// backup by its name alone, and holds the same values.
 #[test]
 fn a_source_that_everybody_could_read_becomes_a_backup_that_only_its_owner_can() {
     let scenario = plain();
-    for backup in ["copy", "link"] {
-        let copy = scenario.copy();
-        let source = copy.data().join("state-machine.redb");
-        set_mode(&source, 0o644);
-        if backup == "copy" {
-            let target = copy.data().join("state-machine.db");
-            assert_eq!(convert(&source, &target, &[]).code, 0);
-        }
-        let launch = copy.launch().env("ASPEN_MIGRATION__BACKUP", backup);
-        launch.start().ready_then_stop();
-        let kept = listing(&copy.data());
-        let kept = kept.iter().find(|name| name.contains(".redb.backup-"));
-        assert_eq!(mode(&copy.data().join(kept.unwrap())), 0o600, "{backup}");
-    }
+    let copy = scenario.copy();
+    let source = copy.data().join("state-machine.redb");
+    set_mode(&source, 0o644);
+    let target = copy.data().join("state-machine.db");
+    assert_eq!(convert(&source, &target, &[]).code, 0);
+    copy.complete();
+    let kept = listing(&copy.data());
+    let backup = |name: &&String| name.starts_with("state-machine.redb.backup-");
+    let kept = kept.iter().find(backup).unwrap();
+    assert_eq!(mode(&copy.data().join(kept)), 0o600);
 }
 
 /// A scenario's copy that belongs to the user, with `data` in `mode`; the

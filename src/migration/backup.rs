@@ -270,11 +270,12 @@ pub(super) fn name_for(source: &Path, recorded: Option<&Path>, at: OffsetDateTim
 /// # Errors
 /// When the rename or the removal fails; the source is then still there.
 pub fn retire(source: &Path, becomes: Option<&Path>) -> Result<(), BackupError> {
-    // Also where it goes: a backup that is a link is the same file. What is another user's stays
-    // as that user has it.
-    let _ = durable::keep_private(source);
     match becomes {
-        Some(path) => durable::rename_new(source, path)?,
+        Some(path) => {
+            // What is another user's stays as that user has it.
+            let _ = durable::keep_private(source);
+            durable::rename_new(source, path)?;
+        }
         None => {
             durable::remove(source)?;
         }
