@@ -84,6 +84,7 @@ codes! {
     ValueTooLarge = PAYLOAD_TOO_LARGE "value_too_large" "A value is too large.";
     BatchTooLarge = PAYLOAD_TOO_LARGE "batch_too_large" "The batch holds too many keys, or too much altogether.";
     PathTooLong = URI_TOO_LONG "key_too_long" "The key in the path is too long to be written.";
+    HeadTooLarge = REQUEST_HEADER_FIELDS_TOO_LARGE "head_too_large" "The request's line and headers are too large.";
     NotJson = UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "The body is not declared as application/json.";
     IdempotencyKeyReused = UNPROCESSABLE_ENTITY "idempotency_key_reused" "Another request was sent with the same Idempotency-Key; nothing was done.";
     Busy = TOO_MANY_REQUESTS "busy" "As many of these as the node carries out at a time are under way.";
@@ -91,6 +92,7 @@ codes! {
     Unavailable = SERVICE_UNAVAILABLE "unavailable" "The node is starting, migrating or stopping.";
     TooManyConnections = SERVICE_UNAVAILABLE "too_many_connections" "The node has as many connections as it may.";
     NoLeader = SERVICE_UNAVAILABLE "no_leader" "Nobody leads the cluster, or the leader reaches no majority; nothing was done.";
+    NotMember = SERVICE_UNAVAILABLE "not_member" "This node waits to be added to a cluster, was removed, or is barred; nothing was done. Ask another node.";
     NotYet = SERVICE_UNAVAILABLE "not_yet" "It is under way and not done yet; the same request again goes on with it.";
     Overloaded = SERVICE_UNAVAILABLE "overloaded" "The node has as much to do as its memory allows; nothing was done.";
     Timeout = GATEWAY_TIMEOUT "timeout" "The read was not confirmed in time.";
@@ -214,6 +216,7 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let code = match error {
             RequestError::NoLeader => Code::NoLeader,
+            RequestError::NoMember(_) => Code::NotMember,
             RequestError::DiskFull(_) => Code::DiskFull,
             RequestError::Unconfirmed => Code::Unconfirmed,
             RequestError::KeyReused => Code::IdempotencyKeyReused,
@@ -284,6 +287,12 @@ mod tests {
         let storage = RequestError::Storage(Arc::new(StorageError::Closed));
         for (error, status, code, again) in [
             (RequestError::NoLeader, 503, "no_leader", true),
+            (
+                RequestError::NoMember("removed".into()),
+                503,
+                "not_member",
+                true,
+            ),
             (
                 RequestError::DiskFull("no space".into()),
                 507,

@@ -26,7 +26,7 @@ use crate::format::idempotency;
         description = "A Raft key-value node.\n\n\
             A connection over the node's limit gets 503 `too_many_connections` and is closed. \
             Every answer to a request that is well-formed HTTP is described here; one that is not \
-            gets 400, 408, 414 or 431 and the connection is closed. A method that a path does not \
+            gets 400 or 431 without a body and the connection is closed. A method that a path does not \
             take gets 405 with `Allow`, a path that is none 404, both with an error as everywhere.\n\n\
             A write is answered once it is durable on a majority of the members. Reads are \
             linearizable unless `consistency` says otherwise.",
@@ -172,34 +172,34 @@ failures! {
     Inner = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded;
     /// Of a read of one key.
     ReadKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest KeyNotFound NoLeader Timeout Storage;
+        BadRequest KeyNotFound NoLeader NotMember Timeout Storage;
     /// Of a page.
     ReadPage = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest NoLeader Timeout Storage;
+        BadRequest NoLeader NotMember Timeout Storage;
     /// Of a write of one key, but for the conflict, which tells more.
     WriteKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest InvalidKey InvalidIdempotencyKey BodyTooSlow BodyTooLarge ValueTooLarge PathTooLong
-        NotJson IdempotencyKeyReused NoLeader Unconfirmed DiskFull Storage;
+        NotJson IdempotencyKeyReused NoLeader NotMember Unconfirmed DiskFull Storage;
     /// Of a removal.
     RemoveKey = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest InvalidIdempotencyKey KeyNotFound IdempotencyKeyReused NoLeader Unconfirmed
+        BadRequest InvalidIdempotencyKey KeyNotFound IdempotencyKeyReused NoLeader NotMember Unconfirmed
         DiskFull Storage;
     /// Of a batch.
     WriteBatch = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
         BadRequest InvalidKey InvalidIdempotencyKey DuplicateKey BodyTooSlow BodyTooLarge KeyTooLong
-        ValueTooLarge BatchTooLarge NotJson IdempotencyKeyReused NoLeader Unconfirmed DiskFull Storage;
+        ValueTooLarge BatchTooLarge NotJson IdempotencyKeyReused NoLeader NotMember Unconfirmed DiskFull Storage;
     /// Of what works on the files.
     Files = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        Busy NoLeader Timeout DiskFull Storage;
+        Busy NoLeader NotMember Timeout DiskFull Storage;
     /// Of a removal of a member.
     RemoveMember = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest NoSuchMember Refused NotYet NoLeader CommandUnconfirmed;
+        BadRequest NoSuchMember Refused NotYet NoLeader NotMember CommandUnconfirmed;
     /// Of an addition or a change of one.
     ChangeMembers = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest BodyTooSlow BodyTooLarge NotJson Refused NotYet NoLeader CommandUnconfirmed;
+        BadRequest BodyTooSlow BodyTooLarge NotJson Refused NotYet NoLeader NotMember CommandUnconfirmed;
     /// Of a transfer of leadership.
     Lead = HostNotAllowed TooManyConnections Unauthorized Forbidden Unavailable Overloaded
-        BadRequest BodyTooSlow BodyTooLarge NotJson NoSuchMember Refused NotYet NoLeader
+        BadRequest BodyTooSlow BodyTooLarge NotJson NoSuchMember Refused NotYet NoLeader NotMember
         CommandUnconfirmed;
 }
 

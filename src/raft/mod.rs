@@ -127,6 +127,9 @@ pub enum RequestError {
     /// Nobody leads, or the leader does not reach a majority: nothing was done.
     #[error("the cluster has no leader at the moment; try again")]
     NoLeader,
+    /// This node belongs to no cluster, so that nobody leads it: nothing was done.
+    #[error("{0}")]
+    NoMember(String),
     /// The disk is nearly full: refused before it entered the log.
     #[error("{0}")]
     DiskFull(String),

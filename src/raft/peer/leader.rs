@@ -137,7 +137,8 @@ impl Leader {
                 Fate::Written { index, outcome } => return Written::of(index, outcome),
                 Fate::DiskFull(why) if !unconfirmed => return Err(RequestError::DiskFull(why)),
                 Fate::NotLeader if !unconfirmed => match within(patience) {
-                    Duration::ZERO => return Err(RequestError::NoLeader),
+                    _ if self.no_member().is_some() => return Err(self.nobody()),
+                    Duration::ZERO => return Err(self.nobody()),
                     rest => rest,
                 },
                 Fate::Unconfirmed | Fate::NotLeader | Fate::DiskFull(_) => {
@@ -208,7 +209,9 @@ impl Leader {
                     }
                     return Ok(());
                 }
-                None if within(patience).is_zero() => return Err(RequestError::NoLeader),
+                None if within(patience).is_zero() || self.no_member().is_some() => {
+                    return Err(self.nobody());
+                }
                 None => self.change(within(patience)).await?,
             }
         }
@@ -242,6 +245,33 @@ impl Leader {
                 Known::Other { id, address }
             }
         }
+    }
+
+    /// Why nobody leads this node, and waiting does not help: it is no member.
+    pub(super) fn no_member(&self) -> Option<String> {
+        let local = self.peers.local();
+        if let Some(why) = local.barred() {
+            return Some(format!("this node takes no part in the cluster: {why}"));
+        }
+        let (joined, known) = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            let stored = &metrics.membership_config;
+            let known = stored.membership().get_node(&metrics.id).is_some();
+            (stored.log_id().is_some(), known)
+        };
+        let why = match (joined, known && !local.is_removed()) {
+            (false, _) => "this node waits to be added to a cluster with POST /admin/members",
+            (true, false) => "this node was removed from the cluster; ask a member of it",
+            (true, true) => return None,
+        };
+        Some(why.to_owned())
+    }
+
+    /// Why nothing was done: there is no leader, or there cannot be one.
+    pub(super) fn nobody(&self) -> RequestError {
+        self.no_member()
+            .map_or(RequestError::NoLeader, RequestError::NoMember)
     }
 
     /// Waits for a change of what is known about the leader, or a little while.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{CONNECT_TIME, Known, Leader};
 use crate::format::peer::{Answer, Call, Command, Commanded, Refusal};
-use crate::raft::{CommandError, RequestError, lead, members};
+use crate::raft::{CommandError, lead, members};
 
 /// How long the leader may take for a command: longer than any takes there.
 const COMMAND_TIME: Duration = Duration::from_secs(25);
@@ -35,8 +35,10 @@ impl Leader {
                 Err(Refusal::Refused(why)) => return Err(CommandError::Refused(why)),
                 Err(Refusal::NotYet(why)) => return Err(CommandError::NotYet(why)),
                 Err(Refusal::Unconfirmed) => return Err(CommandError::Unconfirmed),
-                Err(Refusal::NotLeader) if within(patience).is_zero() => {
-                    return Err(RequestError::NoLeader.into());
+                Err(Refusal::NotLeader)
+                    if within(patience).is_zero() || self.no_member().is_some() =>
+                {
+                    return Err(self.nobody().into());
                 }
                 Err(Refusal::NotLeader) => self.change(within(patience)).await?,
             }
