@@ -50,6 +50,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tower_service::Service as _;
 
+use super::error::Code;
 use super::protect::Guard;
 
 /// Most bytes of a request's line and headers together, as most servers have it.
@@ -125,6 +126,7 @@ pub(super) async fn drive<S>(
         loop {
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                 if let Err(error) = ended {
+                    count_refusal(&error);
                     tracing::debug!("A connection ended: {error}");
                 }
                 return Poll::Ready(());
@@ -156,6 +158,17 @@ pub(super) async fn drive<S>(
         }
     })
     .await;
+}
+
+/// Counts what hyper has answered by itself to bytes that are no request: 431, or
+/// 400. It has closed the connection without a word where nothing had come that
+/// could be wrong.
+fn count_refusal(error: &hyper::Error) {
+    if error.is_parse_too_large() {
+        Code::HeadTooLarge.count();
+    } else if error.is_parse() {
+        Code::BadRequest.count();
+    }
 }
 
 /// Has a request admitted and answered, and watches both bodies.

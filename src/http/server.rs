@@ -7,9 +7,11 @@
 //! a handshake is the very cost that the limit is to bound.
 //!
 //! Failure points:
-//! - Accepting fails for want of descriptors or memory: that is told once, and
-//!   tried again after a pause that grows, because the connection stays in the
-//!   backlog and accepting would spin. Connections that end free descriptors.
+//! - Accepting fails for want of descriptors or memory: that is told now and
+//!   then, and tried again after a pause that grows, because the connection stays
+//!   in the backlog and accepting would spin. Connections that end free
+//!   descriptors. Clients alone cannot bring that about: some descriptors are
+//!   out of their reach, so that storage and peers have theirs.
 //! - It fails for the one connection: the next is accepted at once.
 //! - It fails for good: [`serve`] returns the error.
 //! - [`serve`] is dropped: no more is accepted, connections stop as if asked to.
@@ -22,6 +24,7 @@ use std::time::Duration;
 
 use axum::Router;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -39,7 +42,11 @@ use crate::telemetry::{count, events};
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// Connections over the limit that are told so at a time; more are just closed.
 const MAX_TURNED_AWAY: usize = 64;
-/// How often it is told that connections are turned away.
+/// Descriptors that are left to storage, peers and backups, however many clients come:
+/// connections of both listeners, a pool of usual size with two files for each reader, and files
+/// that are open for a moment.
+const OWN_DESCRIPTORS: usize = 256;
+/// How often it is told that connections are turned away, or cannot be accepted.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a connection over the limit is told, before there is anything of hyper.
@@ -72,15 +79,16 @@ pub(super) async fn serve(
     // Holds a receiver for each connection, and so counts them, tells them to
     // stop, and knows when the last is gone.
     let (connections, _) = watch::channel(false);
-    let mut full = Full::default();
+    let (mut full, mut short) = (Full::default(), Told::default());
+    let room = room();
     let mut stop = pin!(stop);
     loop {
         let stream = tokio::select! {
             biased;
             () = &mut stop => break,
-            accepted = accept(&listener) => accepted?,
+            accepted = accept(&listener, &mut short) => accepted?,
         };
-        let most = edge.max_connections();
+        let most = edge.max_connections().min(room);
         count::CONNECTIONS_MOST.set(most as u64);
         if connections.receiver_count() >= most {
             full.turn_away(stream, most, edge.tls().is_some(), times.linger);
@@ -144,8 +152,38 @@ fn prepare(stream: &TcpStream, times: Times) {
     let _ = setsockopt(stream, sockopt::TcpUserTimeout, &give_up);
 }
 
+/// Connections that the limit of open files has room for.
+fn room() -> usize {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((limit, _)) => within(usize::try_from(limit).unwrap_or(usize::MAX)),
+        // Whoever knows no limit has none to keep to.
+        Err(_) => usize::MAX,
+    }
+}
+
+/// Connections of clients where `limit` files may be open: of a limit that is
+/// so low that it hardly keeps a node, half.
+fn within(limit: usize) -> usize {
+    limit.saturating_sub(OWN_DESCRIPTORS).max(limit / 2)
+}
+
+/// When something was told last that is told now and then.
+#[derive(Default)]
+struct Told(Option<Instant>);
+
+impl Told {
+    /// Whether it is time to tell it again; then it counts as told.
+    fn is_due(&mut self) -> bool {
+        let due = self.0.is_none_or(|told| told.elapsed() >= TELL_INTERVAL);
+        if due {
+            self.0 = Some(Instant::now());
+        }
+        due
+    }
+}
+
 /// The next connection, whatever happens to others.
-async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+async fn accept(listener: &TcpListener, short: &mut Told) -> io::Result<TcpStream> {
     let mut pause = PAUSES.0;
     loop {
         let error = match listener.accept().await {
@@ -157,7 +195,7 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
                 return Err(error);
             }
             Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-                if pause == PAUSES.0 {
+                if short.is_due() {
                     tracing::warn!(
                         MESSAGE_ID = events::DESCRIPTORS_EXHAUSTED,
                         "No connection can be accepted: {error}; they wait until others end. \
@@ -175,7 +213,7 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
 
 /// Turns connections away, and tells of it now and then.
 struct Full {
-    told: Option<Instant>,
+    told: Told,
     turned_away: u64,
     speaking: Arc<Semaphore>,
 }
@@ -183,7 +221,7 @@ struct Full {
 impl Default for Full {
     fn default() -> Self {
         Self {
-            told: None,
+            told: Told::default(),
             turned_away: 0,
             speaking: Arc::new(Semaphore::new(MAX_TURNED_AWAY)),
         }
@@ -194,13 +232,13 @@ impl Full {
     fn turn_away(&mut self, mut stream: TcpStream, most: usize, tls: bool, linger: Duration) {
         self.turned_away += 1;
         Code::TooManyConnections.count();
-        if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
-            self.told = Some(Instant::now());
+        if self.told.is_due() {
             tracing::warn!(
                 MESSAGE_ID = events::CONNECTIONS_EXHAUSTED,
                 ASPEN_CONNECTIONS = most,
                 "There are {most} connections and no more are taken; {} turned away so far. \
-                 Find out who opens so many, or raise http.max_connections",
+                 Find out who opens so many, or raise http.max_connections \
+                 (and LimitNOFILE= where that allows no more)",
                 self.turned_away
             );
         }
