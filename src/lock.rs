@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::durable::FILE_MODE;
@@ -26,6 +26,17 @@ pub enum LockError {
         path: PathBuf,
         /// Pid and program, as its owner wrote them.
         owner: String,
+    },
+    /// The lock file is not there any more, or another one is.
+    #[error(
+        "the lock file {} is gone, or another one is in its place: the data directory was removed, \
+         moved or replaced while the node ran, and what it wrote from then on would be lost; \
+         stop whatever does that, put the data back if it was not meant, and start again",
+        path.display()
+    )]
+    Lost {
+        /// The lock file.
+        path: PathBuf,
     },
     /// The lock file cannot be opened or locked.
     #[error("cannot lock {}; {}", path.display(), advice(source))]
@@ -54,6 +65,7 @@ impl LockError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Held { .. } => Exit::Locked,
+            Self::Lost { .. } => Exit::Io,
             Self::Io { source, .. } => Exit::of_io(source),
         }
     }
@@ -63,7 +75,7 @@ impl LockError {
 #[derive(Debug)]
 pub struct LockedDir {
     dir: DataDir,
-    _file: File,
+    file: File,
 }
 
 impl LockedDir {
@@ -71,6 +83,26 @@ impl LockedDir {
     #[must_use]
     pub fn dir(&self) -> &DataDir {
         &self.dir
+    }
+
+    /// Whether the directory is still the one that was locked. Files that were
+    /// removed can be written and synced as if nothing had happened, until the
+    /// process ends and they are gone.
+    ///
+    /// # Errors
+    /// When the lock file has gone or was replaced. One that cannot be looked
+    /// at for another reason is taken to be there.
+    pub fn check(&self) -> Result<(), LockError> {
+        let path = self.dir.lock();
+        let is_ours = match (path.metadata(), self.file.metadata()) {
+            (Ok(there), Ok(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
+            (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
+            (_, Err(_)) => true,
+        };
+        match is_ours {
+            true => Ok(()),
+            false => Err(LockError::Lost { path }),
+        }
     }
 
     /// Takes the lock of `dir`, which must exist, or fails at once.
@@ -100,7 +132,7 @@ impl LockedDir {
         let _ = file
             .set_len(0)
             .and_then(|()| writeln!(file, "pid {} {program}", std::process::id()));
-        Ok(Self { dir, _file: file })
+        Ok(Self { dir, file })
     }
 }
 
@@ -125,7 +157,7 @@ fn open(path: &Path) -> io::Result<File> {
 /// Root converts a node's data: the lock file that it made must not keep the
 /// node's own user out.
 fn leave_to_owner_of(dir: &DataDir, file: &File) {
-    use std::os::unix::fs::{MetadataExt as _, fchown};
+    use std::os::unix::fs::fchown;
     if nix::unistd::geteuid().is_root()
         && let (Ok(dir), Ok(made)) = (dir.path().metadata(), file.metadata())
         && dir.uid() != made.uid()
@@ -165,7 +197,22 @@ mod tests {
             "{second}"
         );
         assert_eq!(second.exit(), Exit::Locked);
+        assert!(first.check().is_ok());
         drop(first);
         LockedDir::take(DataDir::new(dir.path()), "aspen-migrate").unwrap();
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_or_replaced_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = LockedDir::take(DataDir::new(dir.path()), "aspen-node").unwrap();
+        std::fs::remove_file(dir.path().join("aspen.lock")).unwrap();
+        let lost = lock.check().unwrap_err();
+        assert!(matches!(lost, LockError::Lost { .. }), "{lost}");
+        assert_eq!(lost.exit(), Exit::Io);
+        // Another process now locks another file of the same name.
+        let other = LockedDir::take(DataDir::new(dir.path()), "aspen-node").unwrap();
+        assert!(matches!(lock.check(), Err(LockError::Lost { .. })));
+        assert!(other.check().is_ok());
     }
 }

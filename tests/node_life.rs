@@ -190,6 +190,23 @@ fn both_signals_to_stop_end_a_node_well_whoever_is_connected() {
     }
 }
 
+/// Its files open and without a name, a node took writes as if nothing had
+/// happened, and all of them were gone when it stopped.
+#[test]
+fn a_node_whose_data_directory_is_removed_says_so_and_stops() {
+    let dir = scratch();
+    let data = dir.join("data");
+    let mut node = node_on(&data).start();
+    node.ready();
+    std::fs::remove_dir_all(&data).unwrap();
+    let ended = node.end().with(74);
+    assert!(
+        ended.log.contains("the data directory was removed"),
+        "{ended:?}"
+    );
+    assert_eq!(listing(&dir), [] as [&str; 0]);
+}
+
 #[test]
 fn a_node_without_a_service_manager_lives_and_stops_all_the_same() {
     let dir = scratch();

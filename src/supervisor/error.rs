@@ -82,7 +82,7 @@ impl NodeError {
     /// The event that an operator looks for.
     pub(super) fn message_id(&self) -> &'static str {
         match self {
-            Self::Lock(_) => events::DATA_DIR_LOCKED,
+            Self::Lock(LockError::Held { .. } | LockError::Io { .. }) => events::DATA_DIR_LOCKED,
             Self::Migration(MigrationError::Refused(_)) => events::START_REFUSED,
             Self::Migration(MigrationError::RaftLog(_)) => events::SOURCE_DAMAGED,
             Self::Migration(error) => match error.source_error() {

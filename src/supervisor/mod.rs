@@ -51,6 +51,10 @@ use crate::telemetry::{self, Chain, LogOptions, events};
 /// How long requests under way may take once the node stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether the data directory is still there: this long may
+/// writes go on into files that somebody has removed.
+const LOOK_AT_LOCK: Duration = Duration::from_secs(1);
+
 /// How often it is looked whether certificates end soon.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -291,7 +295,7 @@ impl<'a> Life<'a> {
         self.notify.ready(&ready);
         // Who rotates logs tells the nodes that are ready, and this one may have taken hours.
         self.reopen_log();
-        self.serve_until_stopped(&ready, &node, signals, server)
+        self.serve_until_stopped(locked, &ready, &node, signals, server)
             .await?;
         Ok(Some(node))
     }
@@ -423,6 +427,7 @@ impl<'a> Life<'a> {
 
     async fn serve_until_stopped(
         &mut self,
+        locked: &LockedDir,
         ready: &str,
         node: &Node,
         signals: &mut Signals,
@@ -440,10 +445,12 @@ impl<'a> Life<'a> {
         // Without a watchdog the timer only has to exist.
         let mut alive = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
         let mut days = tokio::time::interval_at(tokio::time::Instant::now() + DAY, DAY);
+        let mut looks = tokio::time::interval(LOOK_AT_LOCK);
         let mut failed = std::pin::pin!(node.failed());
         loop {
             tokio::select! {
                 _ = alive.tick() => self.notify.ping_watchdog(),
+                _ = looks.tick() => locked.check()?,
                 _ = days.tick() => reload::warn_of_ends(self.settings()),
                 signal = signals.next() => match signal {
                     Signal::Stop(cause) => {
