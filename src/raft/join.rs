@@ -231,7 +231,9 @@ async fn join(
     if members.is_empty() {
         members.insert(options.id, options.peer_listen.to_string());
     }
-    if !is_empty {
+    if is_empty {
+        start::check_initial(&members, options.id)?;
+    } else {
         let stored = raft.metrics().borrow_watched().membership_config.clone();
         let membership = to_membership(stored.membership());
         start::check_member(&membership, options.id, path)?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::MAX_VOTERS;
 use crate::certificate::TlsError;
 use crate::exit::{Exit, cannot_listen};
 use crate::format::record::{self, LogId, Membership, RecordError};
@@ -26,6 +27,22 @@ const INCARNATION: &str = "incarnation";
 
 /// Key of the incarnations of other nodes by id: JSON.
 const MET: &str = "met";
+
+/// Checks the members of a cluster that is to be formed by node `id` and others.
+pub(super) fn check_initial(members: &BTreeMap<u64, String>, id: u64) -> Result<(), StartError> {
+    if members.len() > MAX_VOTERS {
+        let found = members.len();
+        return Err(StartError::TooManyInitial { found });
+    }
+    if !members.contains_key(&id) {
+        let members: Vec<_> = members.keys().map(u64::to_string).collect();
+        return Err(StartError::NotInitial {
+            configured: id,
+            members: members.join(", "),
+        });
+    }
+    Ok(())
+}
 
 /// Whose data this is; recorded at the first start, never changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +91,28 @@ pub enum StartError {
         /// The data directory.
         path: PathBuf,
     },
+    /// The cluster that this node is to form does not know it.
+    #[error(
+        "node.id is {configured}, but cluster.initial_members names the nodes {members}; give all \
+         nodes that form the cluster the same members, this one among them, or set \
+         cluster.join = true to have this node added to a cluster that there is"
+    )]
+    NotInitial {
+        /// The configured id.
+        configured: u64,
+        /// The members, for people.
+        members: String,
+    },
+    /// A cluster of so many voters is not formed.
+    #[error(
+        "cluster.initial_members names {found} nodes, and a cluster has {MAX_VOTERS} voters at \
+         most; form it with fewer, and add the others as learners with cluster.join = true and \
+         POST /admin/members"
+    )]
+    TooManyInitial {
+        /// How many there are.
+        found: usize,
+    },
     /// The recorded identity does not decode.
     #[error("the identity recorded in {} is damaged; restore the file from a backup", path.display())]
     Identity {
@@ -117,7 +156,10 @@ impl StartError {
         match self {
             Self::Log(error) => error.exit(),
             Self::Storage(error) => error.exit(),
-            Self::OtherNode { .. } | Self::NoMember { .. } => Exit::Config,
+            Self::OtherNode { .. }
+            | Self::NoMember { .. }
+            | Self::NotInitial { .. }
+            | Self::TooManyInitial { .. } => Exit::Config,
             Self::Identity { .. } | Self::Record(_) | Self::Inconsistent(_) => Exit::Data,
             Self::Listen { source, .. } => Exit::of_io(source),
             Self::Tls(error) => error.exit(),
@@ -426,5 +468,22 @@ mod tests {
             text.contains("node.id is 1") && text.contains("belongs to node 2"),
             "{text}"
         );
+    }
+
+    /// openraft refused the first of these with words of its own, as if it were a bug of the
+    /// node; six voters were formed.
+    #[test]
+    fn a_cluster_is_formed_by_its_members_and_by_five_at_most() {
+        let members = |ids: std::ops::RangeInclusive<u64>| -> BTreeMap<_, _> {
+            ids.map(|id| (id, format!("10.0.0.{id}:7000"))).collect()
+        };
+        assert!(check_initial(&members(1..=5), 5).is_ok());
+        let missing = check_initial(&members(1..=2), 3).unwrap_err();
+        assert!(missing.to_string().contains("the nodes 1, 2;"), "{missing}");
+        let many = check_initial(&members(1..=6), 1).unwrap_err();
+        assert!(many.to_string().contains("names 6 nodes"), "{many}");
+        for error in [missing, many] {
+            assert_eq!(error.exit(), Exit::Config);
+        }
     }
 }

@@ -196,7 +196,8 @@ fn older_of(hello: &Hello, local: &Local, ours: String) -> Result<String, String
         (true, true) if kin && local.members_at() > hello.members_at => Ok(ours),
         (true, true) if kin && local.members_at() < hello.members_at => Ok(theirs()),
         _ => Err(format!(
-            "this is cluster {ours}, not {}; a node's data directory belongs to one cluster",
+            "this is cluster {ours}, not {}; a data directory belongs to one cluster, and nodes that \
+             form one need the same cluster.initial_members",
             cut(&hello.cluster)
         )),
     }
