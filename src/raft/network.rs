@@ -136,7 +136,7 @@ impl RaftNetworkV2<Types> for Peer {
         async move {
             let link = self.link(&option).await?;
             let patience = option.soft_ttl().max(LEAST_PATIENCE);
-            peer::stream_append(link, input, patience).await
+            peer::stream_append(self.peers.clone(), link, input, patience).await
         }
         .boxed()
     }

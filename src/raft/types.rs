@@ -35,9 +35,10 @@ pub(super) type Meta = openraft::SnapshotMeta<Leader, u64, BasicNode>;
 /// for answers that may come the next time.
 pub(super) fn rpc_error(error: PeerError) -> RPCError<Types> {
     match error {
-        PeerError::Unreached { .. } | PeerError::Timeout { .. } | PeerError::Nonsense { .. } => {
-            RPCError::Unreachable(Unreachable::new(&error))
-        }
+        PeerError::Unreached { .. }
+        | PeerError::Timeout { .. }
+        | PeerError::Forgot { .. }
+        | PeerError::Nonsense { .. } => RPCError::Unreachable(Unreachable::new(&error)),
         PeerError::Lost { .. } | PeerError::Closing { .. } => {
             RPCError::Network(NetworkError::new(&error))
         }

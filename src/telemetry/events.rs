@@ -128,6 +128,8 @@ events! {
     NODE_REMOVED = "ef01b85ad54249e384781dc204d50caf" [ASPEN_MEMBER];
     /// This node's id was known with other data; it takes no part in the cluster.
     NODE_BARRED = "3f04b424ac964df08a13e04d04ecf6f9" [ASPEN_MEMBER];
+    /// A member lacks entries that it has confirmed to this leader; it is talked to no more.
+    MEMBER_FORGOT = "f146021f22c443d09aa08a4b1c04143e" [ASPEN_MEMBER];
     /// Another node is reached, at first or again.
     PEER_CONNECTED = "74a571d8c84c487c93bcc57c68f654c1" [ASPEN_MEMBER, ASPEN_PEER_ADDRESS];
     /// Another node cannot be reached.

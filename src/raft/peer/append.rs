@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Status, Streaming};
 
-use super::{APPEND_TIME, Link, PeerError, WINDOW_BYTES, grpc};
+use super::{APPEND_TIME, Link, PeerError, Peers, WINDOW_BYTES, grpc};
+use crate::format::entry::Vote;
 use crate::format::peer::{Append, Appended, decode, encode};
 use crate::format::record::{LogId, RecordError};
 use crate::raft::reads::Raft;
@@ -30,6 +31,7 @@ type Answers<'s> = BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Type
 
 /// An append that has not been answered.
 struct Pending {
+    vote: Vote,
     prev: Option<LogId>,
     last: Option<LogId>,
     bytes: usize,
@@ -37,6 +39,7 @@ struct Pending {
 
 /// The leader's end.
 struct Sending<S> {
+    peers: Peers,
     link: Link,
     /// `None` when there is no more to send.
     input: Option<(S, mpsc::Sender<Bytes>)>,
@@ -49,6 +52,7 @@ struct Sending<S> {
 
 /// Streams `input` to a peer.
 pub(in crate::raft) async fn stream<'s, S>(
+    peers: Peers,
     link: Link,
     input: S,
     patience: Duration,
@@ -61,6 +65,7 @@ where
     let opened = link.stream(grpc::APPEND, messages, patience).await;
     let sending = Sending {
         answers: opened.map_err(rpc_error)?,
+        peers,
         link,
         input: Some((input, sender)),
         pending: VecDeque::new(),
@@ -117,6 +122,7 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Sending<S> {
         }
         self.bytes += message.len();
         self.pending.push_back(Pending {
+            vote: append.vote,
             prev: append.prev,
             last: last.or(append.prev),
             bytes: message.len(),
@@ -148,9 +154,17 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Sending<S> {
         self.bytes -= pending.bytes;
         self.progress = Instant::now();
         Some(match answer {
-            Appended::Upto(upto) if upto == pending.last => Ok(Ok(upto.map(from_log_id))),
+            Appended::Upto(upto) if upto == pending.last => {
+                if let Some(upto) = upto {
+                    self.peers.confirmed(self.link.id(), pending.vote, upto);
+                }
+                Ok(Ok(upto.map(from_log_id)))
+            }
             Appended::Conflict(at) if Some(at) == pending.prev => {
-                Ok(Err(StreamAppendError::Conflict(from_log_id(at))))
+                let lacks = self.peers.lacks(self.link.id(), pending.vote, at);
+                // The consensus library counts on this not to happen, and would
+                // send what comes next to it for ever.
+                lacks.map(|()| Err(StreamAppendError::Conflict(from_log_id(at))))
             }
             Appended::HigherVote(vote) => Ok(Err(StreamAppendError::HigherVote(from_vote(vote)))),
             other => Err(self.link.nonsense(&format!("{other:?}"))),
@@ -255,7 +269,7 @@ fn check(append: &Append, from: u64) -> Result<(), &'static str> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::format::entry::{Entry, Payload, Vote};
+    use crate::format::entry::{Entry, Payload};
 
     fn id(term: u64, index: u64) -> LogId {
         LogId {

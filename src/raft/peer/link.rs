@@ -18,7 +18,9 @@ use tonic::{Status, Streaming};
 use super::grpc::{self, Http2};
 use super::handshake::{self, HandshakeError};
 use super::{CONNECT_TIME, FLOW_BYTES, Local, PING_INTERVAL, PING_TIME, Said};
+use crate::format::entry::Vote;
 use crate::format::peer::{Answer, Call, decode, encode};
+use crate::format::record::LogId;
 use crate::telemetry::{Chain, events};
 
 /// Why a peer did not do what was asked.
@@ -40,6 +42,9 @@ pub(in crate::raft) enum PeerError {
     /// It may have done it.
     #[error("node {id} broke off")]
     Lost { id: u64, source: Box<Status> },
+    /// It has lost what it had confirmed, and is talked to no more.
+    #[error("node {id} lacks what it has confirmed")]
+    Forgot { id: u64 },
     /// It may have done it.
     #[error("node {id} answered {what}, which makes no sense")]
     Nonsense { id: u64, what: String },
@@ -126,7 +131,11 @@ struct Inner {
     addresses: BTreeMap<u64, String>,
     slots: Mutex<BTreeMap<u64, Arc<tokio::sync::Mutex<Slot>>>>,
     said: Said,
+    confirmed: Confirmed,
 }
+
+/// What each follower has last confirmed to this node as a leader: with which vote, and up to where.
+type Confirmed = Mutex<BTreeMap<u64, (Vote, LogId)>>;
 
 #[derive(Default)]
 struct Slot {
@@ -142,6 +151,7 @@ impl Peers {
             addresses,
             slots: Mutex::default(),
             said: Said::default(),
+            confirmed: Mutex::default(),
         }))
     }
 
@@ -200,6 +210,59 @@ impl Peers {
             Ok(Err(_)) => Err(self.unreached(id, stored, broken("the node is stopping").into())),
             Err(_) => Err(self.unreached(id, stored, too_slow().into())),
         }
+    }
+
+    /// Node `id` holds the log up to `upto`, as it says to the leader with this vote.
+    pub(super) fn confirmed(&self, id: u64, vote: Vote, upto: LogId) {
+        let confirmed = self.0.confirmed.lock();
+        let mut confirmed = confirmed.unwrap_or_else(PoisonError::into_inner);
+        let before = confirmed.get(&id).filter(|(of, _)| *of == vote);
+        // It may be asked again for less than it has confirmed already.
+        let most = before.map_or(upto, |(_, before)| upto.max(*before));
+        confirmed.insert(id, (vote, most));
+    }
+
+    /// Node `id` says to the leader with this vote that it lacks the entry `at`.
+    /// If it had confirmed that one, it is talked to no more, and the error says so.
+    pub(super) fn lacks(&self, id: u64, vote: Vote, at: LogId) -> Result<(), PeerError> {
+        let confirmed = {
+            let confirmed = self.0.confirmed.lock();
+            let confirmed = confirmed.unwrap_or_else(PoisonError::into_inner);
+            confirmed.get(&id).copied()
+        };
+        let Some((_, upto)) = confirmed.filter(|(of, upto)| *of == vote && at.index <= upto.index)
+        else {
+            return Ok(());
+        };
+        if !self.0.said.is_news(&format!("{id} forgot"), "") {
+            return Err(PeerError::Forgot { id });
+        }
+        tracing::error!(
+            MESSAGE_ID = events::MEMBER_FORGOT,
+            ASPEN_MEMBER = id,
+            "Node {id} lacks entry {} and has confirmed all up to {}: its data directory was \
+             restored from an older copy, or its disk has lost what was synced. Nothing more is \
+             sent to it; remove it (DELETE /admin/members/{id}), and add a node with an id that \
+             was never used and an empty data directory",
+            at.index,
+            upto.index
+        );
+        let peers = self.clone();
+        tokio::spawn(async move {
+            if let Err(why) = peers.local().disown(id).await {
+                return tracing::debug!("Node {id} is not disowned: {why}");
+            }
+            // The next connection begins with a handshake, which fails.
+            let slot = {
+                let slots = peers.0.slots.lock();
+                let slots = slots.unwrap_or_else(PoisonError::into_inner);
+                slots.get(&id).cloned()
+            };
+            if let Some(slot) = slot {
+                slot.lock().await.open = None;
+            }
+        });
+        Err(PeerError::Forgot { id })
     }
 
     /// A connection of its own, for what must not stand in the way of the rest.

@@ -7,14 +7,17 @@
 //! vote could elect a leader that lacks an acknowledged write, so whoever met it
 //! before refuses it, and it takes part nowhere once it has heard of that. The
 //! way out is a new member with a new id.
+//!
+//! The same becomes of a node that lacks entries which it has confirmed to the
+//! leader, because its directory was restored from an older copy of itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::net::TcpStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 
 use super::tls;
@@ -23,6 +26,9 @@ use crate::config::settings::PeerFiles;
 use crate::raft::start::{self, Identity, StartError};
 use crate::storage::log::Log;
 use crate::telemetry::{Chain, events};
+
+/// Recorded in place of the incarnation of a node that has lost what it confirmed: no data has it.
+const LOST: u128 = 0;
 
 /// Most nodes that are remembered: many times what a cluster ever has.
 const MOST_MET: usize = 1024;
@@ -39,6 +45,8 @@ pub(in crate::raft) struct Local {
     book: Option<(Log, PathBuf)>,
     /// Held while something is recorded.
     recording: Mutex<()>,
+    /// Who was found out to have lost what it confirmed, since the start.
+    disowned: watch::Sender<BTreeSet<u64>>,
     state: RwLock<State>,
 }
 
@@ -70,6 +78,7 @@ impl Local {
             incarnation: rand::random(),
             book: None,
             recording: Mutex::new(()),
+            disowned: watch::Sender::default(),
             state: RwLock::default(),
         }
     }
@@ -275,6 +284,33 @@ impl Local {
             .await?;
         self.write().met = met;
         Ok(())
+    }
+
+    /// Node `id` has lost what it confirmed: from now on, whatever it has is other data.
+    pub(super) async fn disown(&self, id: u64) -> Result<(), String> {
+        let recording = self.recording.lock().await;
+        let mut met = self.read().met.clone();
+        met.insert(id, LOST);
+        let recorded = met.clone();
+        self.record(move |log, path| start::record_met(log, &recorded, path))
+            .await?;
+        self.write().met = met;
+        drop(recording);
+        self.disowned.send_modify(|disowned| {
+            disowned.insert(id);
+        });
+        Ok(())
+    }
+
+    /// Resolves once node `id` is disowned.
+    pub(super) fn disowned(&self, id: u64) -> impl Future<Output = ()> + Send + 'static {
+        let mut disowned = self.disowned.subscribe();
+        async move {
+            if disowned.wait_for(|all| all.contains(&id)).await.is_err() {
+                // Nobody is left who could do it.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     async fn record(

@@ -3,7 +3,8 @@
 //!
 //! - `local`: this node, as its peers know it, and whom it has met.
 //! - `tls`, `handshake`: who is there, and may they; before the first byte of HTTP/2.
-//! - `link`: connections to others. `server`: connections from others.
+//! - `link`: connections to others. `server`: connections from others; `door`: those
+//!   who have not shown yet who they are.
 //! - `grpc`: messages as bytes in gRPC frames.
 //! - `append`, `snapshot`: both ends of the two streams.
 //! - `service`: what a call does here. `leader`: calls to whoever leads; `gather`:
@@ -37,6 +38,7 @@
 //! keep somebody on the wire from taking a connection over; TLS does.
 
 mod append;
+mod door;
 mod gather;
 mod grpc;
 mod handshake;
@@ -74,8 +76,8 @@ const WINDOW_BYTES: usize = 8 << 20;
 /// What HTTP/2 lets a peer send before it is read, per stream and connection.
 const FLOW_BYTES: u32 = 4 << 20;
 
-/// Most connections from others at a time: two from each of a handful of
-/// members, and as many that have broken and are not yet found out.
+/// Most connections from members at a time: two from each of a handful, and as
+/// many that have broken and are not yet found out.
 const MAX_CONNECTIONS: usize = 64;
 
 /// Most requests at a time on one connection.

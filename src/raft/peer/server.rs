@@ -1,6 +1,5 @@
 //! Connections from others.
 
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,17 +8,11 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use openraft::async_runtime::WatchReceiver as _;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
-use super::handshake::{self, HandshakeError};
-use super::tls::Io;
-use super::{
-    CONNECT_TIME, FLOW_BYTES, Local, MAX_CONNECTIONS, MAX_STREAMS, PING_INTERVAL, PING_TIME, Said,
-    Service, reason,
-};
+use super::door::{Door, Known};
+use super::{FLOW_BYTES, MAX_CONNECTIONS, MAX_STREAMS, PING_INTERVAL, PING_TIME, Service};
 use crate::raft::start::StartError;
 use crate::telemetry::{Chain, events};
 
@@ -84,67 +77,42 @@ async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> 
 }
 
 async fn accept(listener: &TcpListener, service: &Arc<Service>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let said = Arc::new(Said::default());
+    let mut door = Door::new(Arc::clone(service));
     let mut connections = JoinSet::new();
     let mut leaving = pin!(service.left());
     loop {
         // What has ended is forgotten.
         while connections.try_join_next().is_some() {}
-        // First the place, then the connection: the rest waits in the kernel.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        tokio::select! {
             () = &mut leaving => break,
-        };
-        match accepted {
-            Ok((stream, from)) => {
-                let (service, said) = (Arc::clone(service), Arc::clone(&said));
-                connections.spawn(connection(stream, from, service, said, place));
-            }
-            Err(error) => {
-                tracing::debug!("A peer could not be let in: {error}");
-                tokio::time::sleep(PAUSE).await;
-            }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, from)) => door.knock(stream, from.ip().to_canonical()),
+                Err(error) => {
+                    tracing::debug!("A peer could not be let in: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
+            known = door.next() => match connections.len() {
+                0..MAX_CONNECTIONS => {
+                    connections.spawn(connection(known, Arc::clone(service)));
+                }
+                _ => tracing::debug!("Node {} has to wait: too many connections", known.0),
+            },
         }
     }
+    drop(door);
     // Those that there are end by themselves; dropped, they would be cut off.
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(
-    tcp: TcpStream,
-    address: SocketAddr,
-    service: Arc<Service>,
-    said: Arc<Said>,
-    _place: OwnedSemaphorePermit,
-) {
-    let greeted = timeout(CONNECT_TIME, greet(tcp, service.local())).await;
-    let too_slow = |_| Err(io::Error::from(io::ErrorKind::TimedOut).into());
-    // The port changes each time.
-    let whom = address.ip().to_string();
-    let (from, stream) = match greeted.unwrap_or_else(too_slow) {
-        Ok(greeted) => {
-            said.forget(&whom);
-            greeted
-        }
-        Err(error) => {
-            let text = Chain(&error).to_string();
-            // Others may come from the same address, and be refused for another reason.
-            if said.is_news(&format!("{whom} {}", reason(&text)), "") {
-                tracing::warn!(
-                    MESSAGE_ID = events::PEER_REFUSED,
-                    ASPEN_PEER_ADDRESS = whom,
-                    "A peer at {whom} was refused: {text}"
-                );
-            }
-            return;
+async fn connection((from, stream): Known, service: Arc<Service>) {
+    let (left, disowned) = (service.left(), service.local().disowned(from));
+    let leaving = async {
+        tokio::select! {
+            () = left => {}
+            () = disowned => {}
         }
     };
-    tracing::debug!("Node {from} connected from {address}");
-    let leaving = service.left();
     let answer = service_fn(move |request| Arc::clone(&service).answer(from, request));
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
@@ -165,10 +133,4 @@ async fn connection(
     if let Err(error) = served {
         tracing::debug!("The connection of node {from} broke: {}", Chain(&error));
     }
-}
-
-async fn greet(tcp: TcpStream, local: &Local) -> Result<(u64, Box<dyn Io>), HandshakeError> {
-    let mut stream = local.accept(tcp).await?;
-    let from = handshake::answer(&mut stream, local).await?;
-    Ok((from, stream))
 }

@@ -186,3 +186,42 @@ async fn a_node_whose_certificate_names_another_host_is_not_connected_to() {
     let text = crate::telemetry::Chain(&asked).to_string();
     assert!(text.contains("not valid for name"), "{text}");
 }
+
+/// Connects to `to` from an address of its own and says nothing, again and again.
+async fn silent(from: SocketAddr, to: SocketAddr) {
+    loop {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(from).unwrap();
+        if let Ok(mut stream) = socket.connect(to).await {
+            // Until it is sent away.
+            let _ = stream.read(&mut [0]).await;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Whoever reached the port for other nodes could hold all its places by saying
+/// nothing, and members waited behind: a node that had restarted never came back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_strangers_in_any_number_do_not_keep_a_member_out() {
+    let mut cluster = Cluster::patient(&[Backend::Memory; 3]).await;
+    set(cluster.node(1), "key", "before").await.unwrap();
+    let mut strangers = tokio::task::JoinSet::new();
+    for to in cluster.addresses.values() {
+        let to: SocketAddr = to.parse().unwrap();
+        for _ in 0..200 {
+            strangers.spawn(silent("127.0.0.77:0".parse().unwrap(), to));
+        }
+    }
+    let id = cluster.follower().await;
+    cluster.stop(id).await;
+    cluster.start(id).await;
+    let node = cluster.node(id).clone();
+    eventually_async("a node that is back", || async {
+        node.ready().await.is_ok()
+    })
+    .await;
+    set(cluster.node(1), "key", "after").await.unwrap();
+    assert_eq!(get(&node, "key").await.as_deref(), Some("after"));
+    strangers.shutdown().await;
+}
