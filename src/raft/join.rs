@@ -70,6 +70,7 @@ pub(super) fn open_log(
         None => Vec::new(),
     };
     let pair = Pair {
+        backend: machine.backend(),
         applied: &applied,
         bounds: log.bounds(),
         at_applied: at_applied.first().map(|entry| entry.log_id),
