@@ -18,6 +18,7 @@ use super::network::Network;
 use super::node::Options;
 use super::patience::{SHORTEST_WAIT, VOTERS_LEASE};
 use super::peer::{self, Local, Peers};
+use super::promise::Promise;
 use super::reads::Raft;
 use super::start::{self, Identity, Pair, StartError};
 use super::types::to_membership;
@@ -110,7 +111,7 @@ fn is_alone(log: &Log, applied: &Applied, id: u64) -> Result<bool, StartError> {
     }
 }
 
-fn config(options: &Options, alone: bool) -> Result<Config, StartError> {
+fn config(options: &Options, alone: bool, promise: Promise) -> Result<Config, StartError> {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let election = options.election_timeout;
     Config {
@@ -122,6 +123,7 @@ fn config(options: &Options, alone: bool) -> Result<Config, StartError> {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
+        enable_elect: !promise.holds(),
         // A leader that restarts may lack entries that it never made durable and
         // others did, and does not know how far the majority is. In its old term
         // it would give their places to new ones, and serve reads without them.
@@ -165,6 +167,7 @@ pub(super) struct Beginning {
     pub(super) recorded: Option<Identity>,
     /// Whether no other node can have seen an entry of this one's.
     pub(super) alone: bool,
+    pub(super) promise: Promise,
     pub(super) options: Options,
 }
 
@@ -186,7 +189,7 @@ impl Beginning {
 
     async fn begin(self) -> Result<Raft, StartError> {
         let Self { log, options, .. } = self;
-        let config = Arc::new(config(&options, self.alone)?);
+        let config = Arc::new(config(&options, self.alone, self.promise)?);
         let peers = self.network.peers.clone();
         let raft = Raft::new(options.id, config, self.network, self.store, self.machine)
             .await

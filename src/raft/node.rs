@@ -20,6 +20,7 @@ use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
 use super::peer::{self, Confirmation, Leader, Peers, Receiver, Service};
+use super::promise::{Promise, Standing};
 use super::reads::{Raft, Reads, failed};
 use super::start::StartError;
 use super::types::to_log_id;
@@ -88,6 +89,7 @@ struct Inner {
     service: Arc<Service>,
     listening: AbortHandle,
     watching: AbortHandle,
+    standing: Standing,
 }
 
 impl Node {
@@ -106,6 +108,7 @@ impl Node {
             recorded,
             alone,
         } = open(dir, &state_machine, options.id).await?;
+        let promise = Promise::of(&log, alone, options.election_timeout);
         let condition = Arc::new(Condition::default());
         let gate = Arc::new(Gate {
             log: log.clone(),
@@ -138,6 +141,7 @@ impl Node {
             path: dir.raft_log(),
             recorded,
             alone,
+            promise,
             options: options.clone(),
         };
         let raft = beginning.while_there_is_space(&gate).await?;
@@ -152,8 +156,10 @@ impl Node {
             peers: peers.clone(),
             leader: leader.clone(),
             receiver: Arc::new(Receiver::new(dir.received())),
+            promise,
             leaving: watch::channel(false).0,
         });
+        let standing = promise.stand_afterwards(&raft, options.election_timeout);
         let serving = peer::serve(listener, options.peer_listen, Arc::clone(&service));
         let listening = tokio::spawn(serving);
         let keeping = keeper::start(&raft, &peers, &leader);
@@ -174,6 +180,7 @@ impl Node {
             service,
             listening: listening.abort_handle(),
             watching,
+            standing,
         })))
     }
 
@@ -339,8 +346,10 @@ impl Node {
             raft,
             leader,
             options,
+            standing,
             ..
         } = &*self.0;
+        standing.give_up().await;
         raft.runtime_config().elect(false);
         // Votes that it asked for before may still come in.
         let waiting = raft.wait(Some(options.election_timeout));
@@ -372,6 +381,18 @@ impl Node {
     #[cfg(test)]
     pub(super) fn incarnation(&self) -> u128 {
         self.0.peers.local().incarnation()
+    }
+
+    /// Whether this node has met node `id`, with whatever data.
+    #[cfg(test)]
+    pub(super) fn has_met(&self, id: u64) -> bool {
+        self.0.peers.local().has_met(id)
+    }
+
+    /// Consensus itself.
+    #[cfg(test)]
+    pub(super) fn raft(&self) -> &Raft {
+        &self.0.raft
     }
 
     /// Resolves when the node cannot go on, with the reason.
@@ -408,6 +429,7 @@ impl Node {
         node.service.leave().await;
         node.listening.abort();
         node.watching.abort();
+        node.standing.give_up().await;
         node.gate.condition.stopping.store(true, Ordering::Relaxed);
         if node.raft.shutdown().await.is_err() {
             tracing::error!(
