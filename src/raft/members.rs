@@ -262,11 +262,19 @@ pub(super) async fn settle(raft: &Raft) -> Result<(), Refusal> {
     }
 }
 
-/// Changes the membership, and returns once that is committed.
+/// Changes the membership, and returns once that is committed, and the metrics tell it.
 async fn change(raft: &Raft, change: ChangeMembers<u64, BasicNode>) -> Result<(), Refusal> {
     let changed = timeout(REQUEST_TIME, raft.change_membership(change, false)).await;
     let error = match changed {
-        Ok(Ok(_)) => return Ok(()),
+        Ok(Ok(done)) => {
+            let known =
+                |metrics: &Metrics| *metrics.membership_config.log_id() >= Some(done.log_id);
+            let told = raft
+                .wait(Some(REQUEST_TIME))
+                .metrics(known, "a membership")
+                .await;
+            return told.map(drop).map_err(|_| Refusal::Unconfirmed);
+        }
         Ok(Err(RaftError::APIError(error))) => error,
         Ok(Err(RaftError::Fatal(_))) | Err(_) => return Err(Refusal::Unconfirmed),
     };

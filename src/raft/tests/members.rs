@@ -143,7 +143,8 @@ async fn eventually_refused(cluster: &Cluster, leader: u64, alive: u64, dead: u6
             .find(|member| member.id == dead)
             .unwrap()
             .silent_ms;
-        if silent.is_none_or(|ms| ms > 500) {
+        let silence = silent.map(Duration::from_millis);
+        if silence.is_none_or(|silence| silence > cluster.election) {
             return refused(cluster.node(leader).remove_member(alive).await);
         }
         assert!(began.elapsed() < PATIENCE);
