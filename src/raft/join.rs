@@ -39,7 +39,7 @@ const LOOK_BYTES: u64 = 1 << 20;
 pub(super) struct Opened {
     pub(super) log: Log,
     pub(super) recorded: Option<Identity>,
-    /// Whether this node is its cluster's only one.
+    /// Whether this node is its cluster's only one: no other can have seen an entry of it.
     pub(super) alone: bool,
 }
 
@@ -162,11 +162,8 @@ pub(super) struct Beginning {
     pub(super) network: Network,
     pub(super) store: LogStore,
     pub(super) machine: Machine,
-    pub(super) log: Log,
+    pub(super) opened: Opened,
     pub(super) path: PathBuf,
-    pub(super) recorded: Option<Identity>,
-    /// Whether no other node can have seen an entry of this one's.
-    pub(super) alone: bool,
     pub(super) promise: Promise,
     pub(super) options: Options,
 }
@@ -188,14 +185,16 @@ impl Beginning {
     }
 
     async fn begin(self) -> Result<Raft, StartError> {
-        let Self { log, options, .. } = self;
-        let config = Arc::new(config(&options, self.alone, self.promise)?);
+        let Self {
+            opened, options, ..
+        } = self;
+        let config = Arc::new(config(&options, opened.alone, self.promise)?);
         let peers = self.network.peers.clone();
         let raft = Raft::new(options.id, config, self.network, self.store, self.machine)
             .await
             .map_err(refused)?;
-        let (path, recorded, local) = (self.path, self.recorded, peers.local());
-        if join(&raft, &log, &path, recorded, &options, local).await? {
+        let (log, recorded, local) = (&opened.log, opened.recorded, peers.local());
+        if join(&raft, log, &self.path, recorded, &options, local).await? {
             lead_if_alone(&raft, options.id).await?;
         }
         Ok(raft)

@@ -103,12 +103,9 @@ impl Node {
         state_machine: Arc<dyn StateMachine>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let Opened {
-            log,
-            recorded,
-            alone,
-        } = open(dir, &state_machine, options.id).await?;
-        let promise = Promise::of(&log, alone, options.election_timeout);
+        let opened = open(dir, &state_machine, options.id).await?;
+        let log = opened.log.clone();
+        let promise = Promise::of(&log, opened.alone, options.election_timeout);
         let condition = Arc::new(Condition::default());
         let gate = Arc::new(Gate {
             log: log.clone(),
@@ -124,7 +121,7 @@ impl Node {
             copy: dir.copy(),
         };
         let copies = Arc::new(Copies::new(&state_machine, dir.copy()));
-        let peers = join::peers(&options, recorded.as_ref(), &log, dir.raft_log())?;
+        let peers = join::peers(&options, opened.recorded.as_ref(), &log, dir.raft_log())?;
         let has_company = options.join || peer::has_others(options.members.keys(), options.id);
         let listener = match has_company {
             true => Some(peer::listen(options.peer_listen).await?),
@@ -137,10 +134,8 @@ impl Node {
             },
             store,
             machine,
-            log: log.clone(),
+            opened,
             path: dir.raft_log(),
-            recorded,
-            alone,
             promise,
             options: options.clone(),
         };
