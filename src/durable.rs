@@ -207,6 +207,25 @@ pub fn hard_link(from: &Path, to: &Path) -> Result<()> {
     context(std::fs::hard_link(from, to), "link", to)
 }
 
+/// Takes a file from everybody but its owner. Not durable by itself.
+///
+/// # Errors
+/// When it cannot be looked at, or belongs to somebody else.
+pub fn keep_private(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = context(path.metadata(), "look at", path)?.mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    crash_point("set the mode", path);
+    let private = std::fs::Permissions::from_mode(FILE_MODE);
+    context(
+        std::fs::set_permissions(path, private),
+        "set the mode of",
+        path,
+    )
+}
+
 /// Removes a file; one that is not there is fine, and answers `false`.
 ///
 /// # Errors

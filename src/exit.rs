@@ -49,6 +49,20 @@ impl Exit {
     }
 }
 
+/// What to do about an address that cannot be listened on.
+pub(crate) fn cannot_listen(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "stop the program that listens there, or take another port"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "give an address that this machine has (`ip address`), and have it set up before"
+        }
+        std::io::ErrorKind::PermissionDenied => "take a port above 1023",
+        _ => "give another address",
+    }
+}
+
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())

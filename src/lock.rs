@@ -28,13 +28,24 @@ pub enum LockError {
         owner: String,
     },
     /// The lock file cannot be opened or locked.
-    #[error("cannot lock {}; check that this user may write to its directory", path.display())]
+    #[error("cannot lock {}; {}", path.display(), advice(source))]
     Io {
         /// The lock file.
         path: PathBuf,
         /// The operating system's reason.
         source: io::Error,
     },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        // What the service's sandbox keeps from it looks like this.
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "mount its file system for writing; under systemd, a directory other than the unit's own \
+             needs ReadWritePaths= in a drop-in (systemctl edit)"
+        }
+        _ => "check that this user may write to its directory",
+    }
 }
 
 impl LockError {

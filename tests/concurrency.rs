@@ -247,6 +247,22 @@ fn a_source_that_is_locked_is_not_retired_after_the_guide_either() {
     assert_eq!(copy.complete(), scenario.copy().complete());
 }
 
+/// An address that is not set up yet, or has moved to another machine, is nobody's port to free.
+#[test]
+fn an_address_that_is_not_this_machines_is_told_as_such() {
+    let scenario = plain();
+    let copy = scenario.copy();
+    // Of a network that is for documentation alone (RFC 5737).
+    let launch = bare_node().arguments(["--http-addr", "203.0.113.5:8080"]);
+    let launch = launch
+        .config(&copy.config())
+        .env("ASPEN_DATA_DIR", copy.data())
+        .env("ASPEN_HTTP__INSECURE", "true");
+    let ended = launch.start().end().with(74);
+    let told = "cannot listen on 203.0.113.5:8080; give an address that this machine has";
+    assert!(ended.log.contains(told), "{ended:?}");
+}
+
 #[test]
 fn a_node_whose_port_is_taken_names_it_and_changes_nothing() {
     let scenario = plain();
@@ -259,9 +275,9 @@ fn a_node_whose_port_is_taken_names_it_and_changes_nothing() {
         .config(&copy.config())
         .env("ASPEN_DATA_DIR", copy.data());
     let ended = launch.start().end().with(74);
-    assert!(
-        ended.log.contains(&format!("cannot listen on {address}")),
-        "{ended:?}"
+    let told = format!(
+        "cannot listen on {address}; stop the program that listens there, or take another port"
     );
+    assert!(ended.log.contains(&told), "{ended:?}");
     assert_eq!(copy.everything(), before);
 }

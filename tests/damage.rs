@@ -305,6 +305,19 @@ fn a_file_cut_short_is_refused_or_loses_nothing() {
     );
 }
 
+/// A disk that was full when the file was copied: the operator reads what happened, not what redb
+/// had assumed.
+#[test]
+fn a_copy_that_was_cut_short_is_told_as_such() {
+    for subject in subjects().iter().filter(|s| !s.name.contains("unclean")) {
+        let length = subject.bytes.len();
+        let cut = length / 2;
+        let told = attempt(&subject.bytes[..cut]).unwrap_err();
+        let wanted = format!("it has {cut} bytes and should have {length}");
+        assert!(told.contains(&wanted), "{}: {told}", subject.name);
+    }
+}
+
 #[test]
 fn a_file_with_something_behind_it_is_refused_or_loses_nothing() {
     let subjects = subjects();

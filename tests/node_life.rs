@@ -228,7 +228,8 @@ fn sighup_reloads_the_filter_and_the_log_file_and_names_what_needs_a_restart() {
             .unwrap()
             .starts_with("RELOADING=1\nMONOTONIC_USEC=")
     );
-    assert_eq!(node.hear().unwrap(), "READY=1\nSTATUS=Ready: sqlite\n");
+    let ready = format!("READY=1\nSTATUS=Ready: sqlite on http://{address}\n");
+    assert_eq!(node.hear().unwrap(), ready);
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(
         text.contains("log filter \"debug\", log file reopened"),
@@ -250,6 +251,24 @@ fn sighup_reloads_the_filter_and_the_log_file_and_names_what_needs_a_restart() {
         "{text}"
     );
     assert_eq!(get(address, "/health").status, 200);
+    node.stop().with(0);
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("Stopping on SIGTERM"), "{text}");
+}
+
+/// A weekly rotation that found a node in a migration told nobody: the node went on to write into
+/// the file that had been rotated away, until it was compressed.
+#[test]
+#[cfg(debug_assertions)] // release builds have no slow copies
+fn a_log_that_was_rotated_during_a_migration_is_written_anew_once_the_node_is_ready() {
+    let scenario = plain();
+    let copy = scenario.copy();
+    let log = copy.root.join("node.log");
+    let launch = copy.launch().env("ASPEN_LOG__FILE", &log).env(SLOW, "10");
+    let mut node = launch.start();
+    copy.wait_until_rows_are_copied();
+    std::fs::rename(&log, copy.root.join("node.log.1")).unwrap();
+    node.ready();
     node.stop().with(0);
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(text.contains("Stopping on SIGTERM"), "{text}");

@@ -81,6 +81,23 @@ fn a_data_directory_and_its_parents_are_made_for_owner_and_group_whatever_the_um
     }
 }
 
+/// Legacy nodes left their files readable to all. What `aspen-migrate` has made a copy of becomes the
+/// backup by its name alone, and holds the same values.
+#[test]
+fn a_source_that_everybody_could_read_becomes_a_backup_that_only_its_owner_can() {
+    let scenario = plain();
+    let copy = scenario.copy();
+    let source = copy.data().join("state-machine.redb");
+    set_mode(&source, 0o644);
+    let target = copy.data().join("state-machine.db");
+    assert_eq!(convert(&source, &target, &[]).code, 0);
+    copy.complete();
+    let kept = listing(&copy.data());
+    let backup = |name: &&String| name.starts_with("state-machine.redb.backup-");
+    let kept = kept.iter().find(backup).unwrap();
+    assert_eq!(mode(&copy.data().join(kept)), 0o600);
+}
+
 /// A scenario's copy that belongs to the user, with `data` in `mode`; the
 /// caller gets to look at it all the same.
 fn forbidden(prepare: impl FnOnce(&Copy<'_>), launch_mode: u32) -> (String, bool) {
@@ -244,10 +261,15 @@ fn a_configuration_of_root_is_warned_of_and_the_node_runs() {
     set_mode(&etc, 0o555);
     let ended = as_user(copy.launch()).start().ready_then_stop();
     set_mode(&etc, 0o755);
-    let warned = ended
-        .log
-        .contains("does not tell of the migration; write this into it by hand");
-    assert!(warned, "{ended:?}");
+    assert!(
+        ended.log.contains("does not tell of the migration: cannot"),
+        "{ended:?}"
+    );
+    // Nothing but TOML from there to the end of the entry, which is a line in the text log.
+    let (_, by_hand) = ended.log.split_once("Write this into it by hand:").unwrap();
+    let by_hand = by_hand.lines().next().unwrap().replace("\\n", "\n");
+    let table: toml_edit::DocumentMut = by_hand.parse().unwrap();
+    assert_eq!(table["cluster"]["migrated"]["to"].as_str(), Some("sqlite"));
     assert_eq!(copy.outcome().record.unwrap()["keys"], scenario.state.rows);
 }
 

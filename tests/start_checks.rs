@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use common::client::{Client, last_applied, put, until, value};
-use common::fixture::{Scratch, scratch};
+use common::fixture::{self, Scratch, scratch};
 use common::node::{Ended, Launch, get, node_on};
 use common::{contents, listing};
 use serde_json::Value;
@@ -88,7 +88,7 @@ fn a_directory_stays_the_node_s_that_first_used_it() {
 
 #[test]
 fn legacy_data_whose_members_are_others_is_not_adopted() {
-    let fixture = common::fixture::one("golden", "alone-redb-2.6-clean");
+    let fixture = fixture::one("golden", "alone-redb-2.6-clean");
     let dir = fixture.unpack();
     let launch = on(&dir, "sqlite").arguments(["--node-id", "7"]);
     let mut node = launch.start();
@@ -163,7 +163,7 @@ fn purges(dir: &Path, backend: &str, index: u64) -> u64 {
 #[test]
 fn the_log_of_another_life_is_refused() {
     // Entry 1234 is of term 5 there, and of term 1 in a log that was begun anew.
-    let fixture = common::fixture::one("golden", "alone-redb-2.6-clean");
+    let fixture = fixture::one("golden", "alone-redb-2.6-clean");
     let other = scratch();
     let mut node = on(&other, "sqlite").start();
     let mut client = Client::new(node.ready());
@@ -213,6 +213,26 @@ fn a_log_that_is_missing_is_told_and_begins_behind_what_was_applied() {
         let ended = on(&dir, backend).start().ready_then_stop();
         assert!(!ended.log.contains("There is no Raft log"), "{ended:?}");
         assert!(writes(&dir, backend, &["e"]) > before + 1);
+    }
+}
+
+/// An operator brings the state machine of a legacy node alone: the new log begins in the term of
+/// what was applied, not in the first, in which the next entry would stand before that.
+#[test]
+fn a_log_that_is_missing_behind_legacy_data_begins_in_its_term() {
+    let (legacy, term) = (1234, 5);
+    for (backend, _) in BACKENDS {
+        let dir = fixture::one("golden", "alone-redb-2.6-clean").unpack();
+        remove_file(dir.join(LOG)).unwrap();
+        let mut node = on(&dir, backend).start();
+        let address = node.ready();
+        assert!(put(address, "d", "another") > legacy);
+        let status = get(address, "/status").json();
+        assert!(status["term"].as_u64().unwrap() > term, "{status}");
+        node.stop().with(0);
+        let last = writes(&dir, backend, &["e"]);
+        assert!(last > legacy + 1);
+        assert_eq!(writes(&dir, backend, &[]), last);
     }
 }
 

@@ -47,8 +47,18 @@ pub enum ConfigError {
         /// The option or variable that names it.
         named_by: &'static str,
     },
+    /// A symbolic link is there, and not the file that it means. Defaults in its place could
+    /// migrate data that its settings say is to stay as it is.
+    #[error(
+        "the configuration file {} is a symbolic link to a file that does not exist; \
+         create or mount that, or remove the link", path.display()
+    )]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+    },
     /// The file is there and cannot be read.
-    #[error("cannot read the configuration file {}", path.display())]
+    #[error("cannot read the configuration file {}; check that it is a file that this user may read (ls -l)", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -75,8 +85,12 @@ impl ConfigError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Read { source, .. } => Exit::of_io(source),
-            Self::Missing { .. } | Self::Invalid(_) => Exit::Config,
+            Self::Read { source, .. } if source.kind() != io::ErrorKind::IsADirectory => {
+                Exit::of_io(source)
+            }
+            Self::Read { .. } | Self::Missing { .. } | Self::Dangling { .. } | Self::Invalid(_) => {
+                Exit::Config
+            }
         }
     }
 }
@@ -230,6 +244,11 @@ fn read_file(
         .and_then(|file| file.take(fragments::MAX_FILE + 1).read_to_end(&mut bytes));
     match (read, named_by) {
         (Ok(_), _) => Ok(Some((path.to_owned(), bytes))),
+        (Err(source), _) if source.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+            Err(ConfigError::Dangling {
+                path: path.to_owned(),
+            })
+        }
         (Err(source), None) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         (Err(source), Some(named_by)) if source.kind() == io::ErrorKind::NotFound => {
             Err(ConfigError::Missing {

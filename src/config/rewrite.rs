@@ -61,7 +61,7 @@ pub enum Outcome {
 
 /// The file could not be rewritten. It is as it was.
 #[derive(Debug, thiserror::Error)]
-#[error("{} does not tell of the migration; write this into it by hand:\n\n{by_hand}", path.display())]
+#[error("{} does not tell of the migration", path.display())]
 pub struct RewriteError {
     /// The file, as it was named.
     pub path: PathBuf,

@@ -271,7 +271,11 @@ pub(super) fn name_for(source: &Path, recorded: Option<&Path>, at: OffsetDateTim
 /// When the rename or the removal fails; the source is then still there.
 pub fn retire(source: &Path, becomes: Option<&Path>) -> Result<(), BackupError> {
     match becomes {
-        Some(path) => durable::rename_new(source, path)?,
+        Some(path) => {
+            // What is another user's stays as that user has it.
+            let _ = durable::keep_private(source);
+            durable::rename_new(source, path)?;
+        }
         None => {
             durable::remove(source)?;
         }

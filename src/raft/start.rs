@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::TlsError;
-use crate::exit::Exit;
+use crate::exit::{Exit, cannot_listen};
 use crate::format::record::{self, LogId, Membership, RecordError};
 use crate::storage::log::{Bounds, Log, LogError};
 use crate::storage::{Applied, StorageError};
@@ -90,8 +90,8 @@ pub enum StartError {
     Inconsistent(String),
     /// The address for other nodes is taken, or is not this machine's.
     #[error(
-        "cannot listen on {address} for other nodes; is another program listening there? \
-         cluster.peer_listen says where to"
+        "cannot listen on {address} for other nodes; {} (cluster.peer_listen)",
+        cannot_listen(source)
     )]
     Listen {
         /// The address.

@@ -47,11 +47,12 @@ Examples:
 
 Signals:
   SIGTERM, SIGINT  stop cleanly (a migration is left for the next start)
-  SIGHUP           reload the log filter, reopen the log file
+  SIGHUP           reload log filter, tokens, connection limit and certificates, reopen the
+                   log file; the log names what needs a restart
 
 Exit status:
-  0 stopped as asked, 64 usage, 65 wrong data, 74 I/O error or disk full,
-  75 locked (try again), 77 not permitted, 78 configuration";
+  0 stopped as asked, 64 usage, 65 wrong data, 70 a bug, 74 I/O error or disk
+  full, 75 locked (try again), 77 not permitted, 78 configuration";
 
 impl Arguments {
     fn overrides(&self) -> Overrides {

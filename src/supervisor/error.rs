@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::config::ConfigError;
 use crate::durable::DurableError;
-use crate::exit::Exit;
+use crate::exit::{Exit, cannot_listen};
 use crate::lock::LockError;
 use crate::migration::MigrationError;
 use crate::migration::source::SourceError;
@@ -30,7 +30,11 @@ pub(super) enum NodeError {
         operation: &'static str,
         source: io::Error,
     },
-    #[error("cannot listen on {address}; is another program listening there?")]
+    #[error(
+        "the data directory cannot be made; make it for the node's user, or correct node.data_dir"
+    )]
+    DataDir(#[source] DurableError),
+    #[error("cannot listen on {address}; {} (http.listen)", cannot_listen(source))]
     Listen {
         address: SocketAddr,
         source: io::Error,
@@ -54,7 +58,7 @@ impl NodeError {
         match self {
             Self::Config(error) => error.exit(),
             Self::Telemetry(error) => error.exit(),
-            Self::Durable(error) => error.exit(),
+            Self::Durable(error) | Self::DataDir(error) => error.exit(),
             Self::Lock(error) => error.exit(),
             Self::System { source, .. } | Self::Listen { source, .. } | Self::Serve(source) => {
                 Exit::of_io(source)

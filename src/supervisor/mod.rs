@@ -157,7 +157,7 @@ impl<'a> Life<'a> {
         self.announce();
         self.notify.status("Starting");
         let signals = Signals::listen().map_err(system("listen for signals"))?;
-        durable::create_dir(dir.path())?;
+        durable::create_dir(dir.path()).map_err(NodeError::DataDir)?;
         let locked = LockedDir::take(dir.clone(), "aspen-node")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(workers())
@@ -287,9 +287,11 @@ impl<'a> Life<'a> {
             ASPEN_DURATION_MS = u64::try_from(milliseconds).unwrap_or(u64::MAX),
             "Ready after {milliseconds} ms: {backend} on {scheme}://{address}"
         );
-        self.notify
-            .ready(&format!("Ready: {backend} on {scheme}://{address}"));
-        self.serve_until_stopped(backend, &node, signals, server)
+        let ready = format!("Ready: {backend} on {scheme}://{address}");
+        self.notify.ready(&ready);
+        // Who rotates logs tells the nodes that are ready, and this one may have taken hours.
+        self.reopen_log();
+        self.serve_until_stopped(&ready, &node, signals, server)
             .await?;
         Ok(Some(node))
     }
@@ -421,7 +423,7 @@ impl<'a> Life<'a> {
 
     async fn serve_until_stopped(
         &mut self,
-        backend: &str,
+        ready: &str,
         node: &Node,
         signals: &mut Signals,
         server: &mut tokio::task::JoinHandle<std::io::Result<()>>,
@@ -452,7 +454,7 @@ impl<'a> Life<'a> {
                         self.notify.reloading("Reloading");
                         self.reload();
                         self.renew_peer_certificate(node);
-                        self.notify.reloaded(&format!("Ready: {backend}"));
+                        self.notify.reloaded(ready);
                     }
                 },
                 () = self.shared.stop_requested() => {

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use super::Life;
 use crate::certificate;
+use crate::config::Loaded;
 use crate::config::settings::{Http, Settings};
 use crate::raft::Node;
 use crate::telemetry::{Chain, count, events};
@@ -11,29 +12,16 @@ use crate::telemetry::{Chain, count, events};
 impl Life<'_> {
     /// Takes over what can be changed while the node runs, and says what cannot.
     pub(super) fn reload(&mut self) {
-        if let Err(error) = self.log.reopen_file() {
-            tracing::warn!(
-                MESSAGE_ID = events::LOG_FILE_UNAVAILABLE,
-                ASPEN_LOG_FILE = self
-                    .settings()
-                    .log
-                    .file
-                    .as_ref()
-                    .map(|file| file.display().to_string()),
-                "{}",
-                Chain(&error)
-            );
-        }
+        self.reopen_log();
         let file = self.loaded.file.as_ref();
         let file = file.map(|file| file.display().to_string());
-        let loaded = match self.arguments.load() {
+        let loaded = match self.newer() {
             Ok(loaded) => loaded,
-            Err(error) => {
+            Err(why) => {
                 tracing::error!(
                     MESSAGE_ID = events::NOT_RELOADED,
                     ASPEN_CONFIG = file,
-                    "Not reloaded, the running configuration stays: {}",
-                    Chain(&error)
+                    "Not reloaded, the running configuration stays: {why}"
                 );
                 return;
             }
@@ -62,6 +50,38 @@ impl Life<'_> {
             "Reloaded: log filter {:?}, log file reopened; {rest}",
             loaded.settings.log.filter
         );
+    }
+
+    /// The configuration as it is by now, or why there is none. A file that was read at the start
+    /// and is gone, which a start would do without, is an editor at work or a mistake: defaults in
+    /// its place would take the tokens away that it sets.
+    fn newer(&self) -> Result<Loaded, String> {
+        let newer = self.arguments.load();
+        let newer = newer.map_err(|error| Chain(&error).to_string())?;
+        match (&self.loaded.file, &newer.file) {
+            (Some(file), None) => Err(format!(
+                "the configuration file {} is there no more; bring it back, or restart to do without it",
+                file.display()
+            )),
+            _ => Ok(newer),
+        }
+    }
+
+    /// Writes to the file that has the log's name now, after a rotation.
+    pub(super) fn reopen_log(&self) {
+        if let Err(error) = self.log.reopen_file() {
+            tracing::warn!(
+                MESSAGE_ID = events::LOG_FILE_UNAVAILABLE,
+                ASPEN_LOG_FILE = self
+                    .settings()
+                    .log
+                    .file
+                    .as_ref()
+                    .map(|file| file.display().to_string()),
+                "{}",
+                Chain(&error)
+            );
+        }
     }
 
     /// Takes over the certificate, tokens and limits, if nothing else of `[http]` has changed.

@@ -386,8 +386,9 @@ fn log(event: &Event<'_>, reporter: &Reporter) {
             target: "aspen::migration",
             MESSAGE_ID = events::CONFIG_NOT_REWRITTEN,
             ASPEN_CONFIG = %error.path.display(),
-            "{}",
-            Chain(*error)
+            // Last, so that nothing but TOML is copied.
+            "{}. Write this into it by hand:\n\n{}",
+            Chain(*error), error.by_hand
         ),
         _ => {}
     }

@@ -262,10 +262,11 @@ fn a_failure_says_what_to_write_by_hand() {
     let table = TABLE.lines().skip(1).collect::<Vec<_>>().join("\n");
     assert_eq!(
         error.to_string(),
-        format!(
-            "/nowhere/config.toml does not tell of the migration; write this into it by hand:\n\n\
-             [cluster]\nstorage_backend = \"sqlite\"\n\n{table}"
-        )
+        "/nowhere/config.toml does not tell of the migration"
+    );
+    assert_eq!(
+        error.by_hand,
+        format!("[cluster]\nstorage_backend = \"sqlite\"\n\n{table}")
     );
     assert_eq!(
         error.source().unwrap().to_string(),

@@ -33,7 +33,28 @@ fn a_file_that_is_named_must_be_there_and_readable() {
     given.overrides.config = Some(given.dir.path().into());
     let error = given.load().unwrap_err();
     assert!(matches!(error, ConfigError::Read { .. }), "{error}");
-    assert_eq!(error.exit(), Exit::Io);
+    // No restart makes a file of a directory.
+    assert_eq!(error.exit(), Exit::Config);
+}
+
+/// The link's file system is not mounted, say. Without its settings, the node would be another one,
+/// and would migrate what they tell it to leave alone.
+#[test]
+fn a_link_that_leads_nowhere_is_no_missing_file() {
+    let mut given = Given::nothing();
+    let link = given.path();
+    std::os::unix::fs::symlink(given.dir.path().join("nowhere"), &link).unwrap();
+    let told = format!(
+        "the configuration file {} is a symbolic link to a file that does not exist; \
+         create or mount that, or remove the link",
+        link.display()
+    );
+    for named in [None, Some(link)] {
+        given.overrides.config = named;
+        let error = given.load().unwrap_err();
+        assert_eq!(error.to_string(), told);
+        assert_eq!(error.exit(), Exit::Config);
+    }
 }
 
 #[test]
@@ -48,7 +69,10 @@ fn a_file_that_may_not_be_read_is_a_matter_of_permission() {
         let path = given.path().display().to_string();
         assert_eq!(
             error.to_string(),
-            format!("cannot read the configuration file {path}")
+            format!(
+                "cannot read the configuration file {path}; \
+                 check that it is a file that this user may read (ls -l)"
+            )
         );
         assert_eq!(error.exit(), Exit::Permission);
     }

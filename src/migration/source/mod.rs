@@ -430,6 +430,7 @@ fn identity_of(path: &Path, file: &File) -> Result<Identity, SourceError> {
             if !matches!(commit.version, 2 | 3) {
                 return Err(header_error(HeaderError::Version(commit.version)));
             }
+            header.check_length().map_err(header_error)?;
             Identity {
                 kind,
                 fingerprint: header.fingerprint(),

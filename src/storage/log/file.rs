@@ -216,6 +216,27 @@ pub(super) fn save_position(
     Ok(())
 }
 
+/// Saves the vote that an entry at `position` proves: whoever wrote it led in its term. Without,
+/// a new log would begin in term 0, its node would come to lead in an older term than that of
+/// what it has applied, and its first entry would stand before that.
+fn save_term(
+    meta: &mut Table<'_, &'static str, &'static [u8]>,
+    position: LogId,
+) -> Result<(), redb::Error> {
+    // Not committed: a node that is alone would else go on in that term, and give places to new
+    // entries that the log which is lost had given already.
+    let vote = Vote {
+        term: position.term,
+        node_id: position.node_id,
+        committed: false,
+    };
+    let bytes = vote
+        .encode()
+        .map_err(|error| redb::Error::Backend(Box::new(error)))?;
+    meta.insert(VOTE, bytes.as_slice())?;
+    Ok(())
+}
+
 /// Makes an empty log, durable, under its name when it is complete.
 fn create(path: &Path, begins_after: Option<LogId>) -> Result<File, LogError> {
     let failed = |error| LogError::Create(Arc::new(error));
@@ -232,6 +253,7 @@ fn create(path: &Path, begins_after: Option<LogId>) -> Result<File, LogError> {
         let mut meta = transaction.open_table(META)?;
         if let Some(position) = begins_after {
             save_position(&mut meta, LAST_PURGED, position)?;
+            save_term(&mut meta, position)?;
         }
         drop(meta);
         transaction.commit()?;
