@@ -7,6 +7,8 @@ mod catch_up;
 mod leading;
 mod life;
 mod members;
+mod restored;
+mod slow;
 mod strangers;
 
 use std::collections::BTreeMap;

@@ -169,7 +169,10 @@ impl LogFile {
     /// A record beside the entries.
     pub(super) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
         self.with(|database| {
-            let bytes = database.begin_read()?.open_table(META)?.get(name)?;
+            // It keeps the transaction, which what is read from it does not: without one,
+            // the writer could free the page that is being read.
+            let table = database.begin_read()?.open_table(META)?;
+            let bytes = table.get(name)?;
             Ok(bytes.map(|bytes| bytes.value().to_vec()))
         })
     }

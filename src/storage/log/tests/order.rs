@@ -164,3 +164,26 @@ fn the_last_handle_may_be_dropped_by_whom_the_writer_tells() {
     drop(log);
     end.recv().unwrap().unwrap();
 }
+
+/// A record that was read kept a page of redb's, but not the transaction that had kept
+/// the page there: the writer could free it meanwhile, which redb found out and refused,
+/// and with that the log had failed for good.
+#[test]
+fn records_can_be_read_while_others_are_written() {
+    let (_dir, path) = place();
+    let log = open(&path);
+    log.set_meta("node", &[0]).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert!(log.meta("node").unwrap().is_some());
+                }
+            });
+        }
+        let written = (1..400_u64).try_for_each(|n| log.set_meta("node", &n.to_le_bytes()));
+        stop.store(true, Ordering::Relaxed);
+        written.unwrap();
+    });
+}
