@@ -169,7 +169,10 @@ impl LogFile {
     /// A record beside the entries.
     pub(super) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
         self.with(|database| {
-            let bytes = database.begin_read()?.open_table(META)?.get(name)?;
+            // Held until the bytes are copied: what `get` gives does not keep the transaction, and
+            // a writer would free the page under it.
+            let table = database.begin_read()?.open_table(META)?;
+            let bytes = table.get(name)?;
             Ok(bytes.map(|bytes| bytes.value().to_vec()))
         })
     }
