@@ -13,6 +13,9 @@ pub const LOCK: &str = "aspen.lock";
 /// One JSON line for each migration that was completed.
 pub const HISTORY: &str = "migrations.jsonl";
 
+/// The snapshot that a state machine in memory received last, a SQLite file.
+pub const MEMORY_SNAPSHOT: &str = "memory-snapshot.db";
+
 /// What stands between a file's name and the time stamp of its backup.
 pub const BACKUP_INFIX: &str = ".backup-";
 
@@ -43,6 +46,12 @@ impl DataDir {
     #[must_use]
     pub fn sqlite(&self) -> PathBuf {
         self.0.join(STATE_MACHINE_SQLITE)
+    }
+
+    /// What a state machine in memory begins with, if it is there.
+    #[must_use]
+    pub fn memory_snapshot(&self) -> PathBuf {
+        self.0.join(MEMORY_SNAPSHOT)
     }
 
     /// The Raft log.
@@ -109,7 +118,14 @@ impl DataDir {
         let [wal, shm] = sqlite_companions(&sqlite);
         let backup = temporary_backup(&self.redb());
         let mut all = vec![sqlite, wal, shm, temporary(&self.redb()), backup];
-        all.extend(self.possible_leftovers_of_log());
+        all.extend(self.possible_leftovers_beside_memory());
+        all
+    }
+
+    /// Those of them that a node can leave whose state machine is in memory.
+    #[must_use]
+    pub fn possible_leftovers_beside_memory(&self) -> Vec<PathBuf> {
+        let mut all = self.possible_leftovers_of_log().to_vec();
         all.extend([self.copy(), self.received()]);
         all
     }

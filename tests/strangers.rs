@@ -6,13 +6,11 @@ mod common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::authority::Authority;
 use common::client::{ask, put, until, value};
 use common::cluster::Cluster;
-use common::fixture::{Scratch, scratch};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 
 const SECRET: &str = "ASPEN_CLUSTER__SECRET";
 /// After this long without a word there is none.
@@ -100,46 +98,6 @@ fn a_node_without_the_secret_is_kept_out_until_it_has_it() {
         "was refused: the handshake broke off",
     );
     is_let_in(&mut cluster);
-}
-
-/// Certificates of one authority, by node, in a directory of their own.
-struct Authority {
-    dir: Scratch,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let (dir, key) = (scratch(), KeyPair::generate().unwrap());
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let own = params.self_signed(&key).unwrap();
-        std::fs::write(dir.join("ca"), own.pem()).unwrap();
-        let issuer = Issuer::new(params, key);
-        Self { dir, issuer }
-    }
-
-    /// A certificate for `hosts` that ends with the year; where it and its key are.
-    fn sign(&self, name: &str, hosts: &[String], until: i32) -> [PathBuf; 2] {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(hosts).unwrap();
-        params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(until, 1, 1);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let files = ["crt", "key"].map(|kind| self.dir.join(format!("{name}.{kind}")));
-        std::fs::write(&files[0], certificate.pem()).unwrap();
-        std::fs::write(&files[1], key.serialize_pem()).unwrap();
-        files
-    }
-
-    fn environment(&self, [certificate, key]: [PathBuf; 2]) -> Vec<(&'static str, String)> {
-        let text = |path: &Path| path.to_str().unwrap().to_owned();
-        vec![
-            ("ASPEN_CLUSTER__TLS_CERTIFICATE", text(&certificate)),
-            ("ASPEN_CLUSTER__TLS_KEY", text(&key)),
-            ("ASPEN_CLUSTER__TLS_CA", text(&self.dir.join("ca"))),
-        ]
-    }
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub fn inspect(dir: &DataDir, backend: Backend) -> Result<Inventory, InspectErro
         ..Inventory::default()
     };
     if backend == Backend::Memory {
-        inventory.leftovers = present(dir.possible_leftovers_of_log())?;
+        inventory.leftovers = present(dir.possible_leftovers_beside_memory())?;
         return Ok(inventory);
     }
     inventory.leftovers = present(dir.possible_leftovers())?;

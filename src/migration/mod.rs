@@ -106,8 +106,8 @@ pub enum Storage {
     Sqlite(PathBuf),
     /// In this redb file.
     Redb(PathBuf),
-    /// In memory.
-    Memory,
+    /// In memory; it begins with the snapshot in this file, if it is there.
+    Memory(PathBuf),
 }
 
 impl Prepared {
@@ -189,7 +189,7 @@ fn carry_out(
         storage: match options.backend {
             Backend::Sqlite => Storage::Sqlite(sqlite.clone()),
             Backend::Redb => Storage::Redb(redb.clone()),
-            Backend::Memory => Storage::Memory,
+            Backend::Memory => Storage::Memory(dir.memory_snapshot()),
         },
         record: None,
         migrated_now: false,

@@ -18,6 +18,7 @@ use super::network::Network;
 use super::node::Options;
 use super::patience::{SHORTEST_WAIT, VOTERS_LEASE};
 use super::peer::{self, Local, Peers};
+use super::promise::Promise;
 use super::reads::Raft;
 use super::start::{self, Identity, Pair, StartError};
 use super::types::to_membership;
@@ -38,7 +39,7 @@ const LOOK_BYTES: u64 = 1 << 20;
 pub(super) struct Opened {
     pub(super) log: Log,
     pub(super) recorded: Option<Identity>,
-    /// Whether this node is its cluster's only one.
+    /// Whether this node is its cluster's only one: no other can have seen an entry of it.
     pub(super) alone: bool,
 }
 
@@ -70,6 +71,7 @@ pub(super) fn open_log(
         None => Vec::new(),
     };
     let pair = Pair {
+        backend: machine.backend(),
         applied: &applied,
         bounds: log.bounds(),
         at_applied: at_applied.first().map(|entry| entry.log_id),
@@ -109,7 +111,7 @@ fn is_alone(log: &Log, applied: &Applied, id: u64) -> Result<bool, StartError> {
     }
 }
 
-fn config(options: &Options, alone: bool) -> Result<Config, StartError> {
+fn config(options: &Options, alone: bool, promise: Promise) -> Result<Config, StartError> {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let election = options.election_timeout;
     Config {
@@ -121,6 +123,7 @@ fn config(options: &Options, alone: bool) -> Result<Config, StartError> {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
+        enable_elect: !promise.holds(),
         // A leader that restarts may lack entries that it never made durable and
         // others did, and does not know how far the majority is. In its old term
         // it would give their places to new ones, and serve reads without them.
@@ -159,11 +162,9 @@ pub(super) struct Beginning {
     pub(super) network: Network,
     pub(super) store: LogStore,
     pub(super) machine: Machine,
-    pub(super) log: Log,
+    pub(super) opened: Opened,
     pub(super) path: PathBuf,
-    pub(super) recorded: Option<Identity>,
-    /// Whether no other node can have seen an entry of this one's.
-    pub(super) alone: bool,
+    pub(super) promise: Promise,
     pub(super) options: Options,
 }
 
@@ -184,14 +185,16 @@ impl Beginning {
     }
 
     async fn begin(self) -> Result<Raft, StartError> {
-        let Self { log, options, .. } = self;
-        let config = Arc::new(config(&options, self.alone)?);
+        let Self {
+            opened, options, ..
+        } = self;
+        let config = Arc::new(config(&options, opened.alone, self.promise)?);
         let peers = self.network.peers.clone();
         let raft = Raft::new(options.id, config, self.network, self.store, self.machine)
             .await
             .map_err(refused)?;
-        let (path, recorded, local) = (self.path, self.recorded, peers.local());
-        if join(&raft, &log, &path, recorded, &options, local).await? {
+        let (log, recorded, local) = (&opened.log, opened.recorded, peers.local());
+        if join(&raft, log, &self.path, recorded, &options, local).await? {
             lead_if_alone(&raft, options.id).await?;
         }
         Ok(raft)

@@ -8,7 +8,8 @@
 //! - `start`: what is checked before consensus starts; `join`: the cluster that
 //!   it then forms or finds.
 //! - `watcher`: who leads and who is a member, told when it changes.
-//! - `patience`: how long nodes wait for each other before they elect another.
+//! - `patience`: how long nodes wait for each other before they elect another;
+//!   `promise`: what they had promised each other before a restart.
 //! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
 //!   log is shortened; `lead`: how leadership is handed over;
 //!   `members`: how members come and go; `keeper`: what each node does then.
@@ -37,6 +38,7 @@ mod network;
 mod node;
 mod patience;
 mod peer;
+mod promise;
 mod reads;
 mod start;
 #[cfg(test)]

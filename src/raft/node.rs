@@ -20,6 +20,7 @@ use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
 use super::peer::{self, Confirmation, Leader, Peers, Receiver, Service};
+use super::promise::{Promise, Standing};
 use super::reads::{Raft, Reads, failed};
 use super::start::StartError;
 use super::types::to_log_id;
@@ -88,6 +89,7 @@ struct Inner {
     service: Arc<Service>,
     listening: AbortHandle,
     watching: AbortHandle,
+    standing: Standing,
 }
 
 impl Node {
@@ -101,11 +103,9 @@ impl Node {
         state_machine: Arc<dyn StateMachine>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let Opened {
-            log,
-            recorded,
-            alone,
-        } = open(dir, &state_machine, options.id).await?;
+        let opened = open(dir, &state_machine, options.id).await?;
+        let log = opened.log.clone();
+        let promise = Promise::of(&log, opened.alone, options.election_timeout);
         let condition = Arc::new(Condition::default());
         let gate = Arc::new(Gate {
             log: log.clone(),
@@ -121,7 +121,7 @@ impl Node {
             copy: dir.copy(),
         };
         let copies = Arc::new(Copies::new(&state_machine, dir.copy()));
-        let peers = join::peers(&options, recorded.as_ref(), &log, dir.raft_log())?;
+        let peers = join::peers(&options, opened.recorded.as_ref(), &log, dir.raft_log())?;
         let has_company = options.join || peer::has_others(options.members.keys(), options.id);
         let listener = match has_company {
             true => Some(peer::listen(options.peer_listen).await?),
@@ -134,10 +134,9 @@ impl Node {
             },
             store,
             machine,
-            log: log.clone(),
+            opened,
             path: dir.raft_log(),
-            recorded,
-            alone,
+            promise,
             options: options.clone(),
         };
         let raft = beginning.while_there_is_space(&gate).await?;
@@ -152,8 +151,10 @@ impl Node {
             peers: peers.clone(),
             leader: leader.clone(),
             receiver: Arc::new(Receiver::new(dir.received())),
+            promise,
             leaving: watch::channel(false).0,
         });
+        let standing = promise.stand_afterwards(&raft, options.election_timeout);
         let serving = peer::serve(listener, options.peer_listen, Arc::clone(&service));
         let listening = tokio::spawn(serving);
         let keeping = keeper::start(&raft, &peers, &leader);
@@ -174,6 +175,7 @@ impl Node {
             service,
             listening: listening.abort_handle(),
             watching,
+            standing,
         })))
     }
 
@@ -339,8 +341,10 @@ impl Node {
             raft,
             leader,
             options,
+            standing,
             ..
         } = &*self.0;
+        standing.give_up().await;
         raft.runtime_config().elect(false);
         // Votes that it asked for before may still come in.
         let waiting = raft.wait(Some(options.election_timeout));
@@ -372,6 +376,18 @@ impl Node {
     #[cfg(test)]
     pub(super) fn incarnation(&self) -> u128 {
         self.0.peers.local().incarnation()
+    }
+
+    /// Whether this node has met node `id`, with whatever data.
+    #[cfg(test)]
+    pub(super) fn has_met(&self, id: u64) -> bool {
+        self.0.peers.local().has_met(id)
+    }
+
+    /// Consensus itself.
+    #[cfg(test)]
+    pub(super) fn raft(&self) -> &Raft {
+        &self.0.raft
     }
 
     /// Resolves when the node cannot go on, with the reason.
@@ -408,6 +424,7 @@ impl Node {
         node.service.leave().await;
         node.listening.abort();
         node.watching.abort();
+        node.standing.give_up().await;
         node.gate.condition.stopping.store(true, Ordering::Relaxed);
         if node.raft.shutdown().await.is_err() {
             tracing::error!(

@@ -6,6 +6,9 @@
 //! be silent for 1.1 election timeouts, and is replaced before 1.4 of them and a
 //! round of votes are over; if two ask at once and neither wins, before 2.1.
 //!
+//! A voter that was restarted has forgotten of which leader it heard, and when: it holds
+//! still for the whole lease (`promise`).
+//!
 //! Three heartbeats fit into an election timeout, so the shortest wait is longer
 //! than one, which openraft insists on.
 

@@ -244,6 +244,8 @@ pub(super) fn cluster_id(members: &BTreeMap<u64, String>) -> String {
 
 /// What [`check`] compares.
 pub(super) struct Pair<'a> {
+    /// The state machine's engine.
+    pub(super) backend: &'static str,
     /// The state machine.
     pub(super) applied: &'a Applied,
     /// What the log holds.
@@ -284,11 +286,21 @@ pub(super) fn check(pair: &Pair<'_>) -> Result<(), StartError> {
     if let Some(purged) = last_purged
         && applied.is_none_or(|applied| applied.index < purged.index)
     {
+        let way_out = match pair.backend {
+            "memory" => {
+                "a state machine in memory begins with memory-snapshot.db, which is missing or \
+                 older; set cluster.storage_backend to the engine that this node had before, or \
+                 start a node with an empty data directory and a new id as a new member"
+            }
+            _ => {
+                "if this state machine was restored from a backup and newer data is at hand in \
+                 SQLite, convert that instead (aspen-migrate --source state-machine.db --target \
+                 state-machine.redb --verify), or restore both from one backup"
+            }
+        };
         return Err(StartError::Inconsistent(format!(
             "the state machine has applied up to {}, but the log {log} was purged up to {purged}: \
-             the entries between are gone; if this state machine was restored from a backup and \
-             newer data is at hand in SQLite, convert that instead (aspen-migrate --source \
-             state-machine.db --target state-machine.redb --verify), or restore both from one backup",
+             the entries between are gone; {way_out}",
             at(applied)
         )));
     }
@@ -319,6 +331,7 @@ mod tests {
             ..Applied::default()
         };
         check(&Pair {
+            backend: "sqlite",
             applied: &applied,
             bounds: Bounds { last_purged, last },
             at_applied,
@@ -381,6 +394,7 @@ mod tests {
     fn a_log_that_ends_before_the_snapshot_that_was_just_installed_fits() {
         let installed = |installing| {
             check(&Pair {
+                backend: "sqlite",
                 applied: &Applied {
                     last_applied: Some(id(2, 9)),
                     ..Applied::default()

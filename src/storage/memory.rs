@@ -1,7 +1,9 @@
 //! A state machine that lives as long as its process.
 //!
-//! Nothing of it is ever durable, and [`persist`](StateMachine::persist) says
-//! so: the log is never purged, and a start applies all of it again.
+//! What it applies is never durable, and [`persist`](StateMachine::persist) says
+//! so: the node never shortens the log, and a start applies all of it again.
+//! Behind a snapshot that another node sent the log begins anew, so the file of
+//! the snapshot is kept, and a start begins with it.
 //!
 //! A snapshot takes the whole map as it is, by counting one more reference.
 //! The first apply that finds it still being written copies the map: two
@@ -9,8 +11,9 @@
 //! 50 MB and a tenth of a second.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Bound;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -36,9 +39,10 @@ struct Data {
     by_key: BTreeMap<Arc<str>, u64>,
 }
 
-/// Empty until entries are applied.
-#[derive(Default)]
+/// Holds what the last snapshot held, or nothing, until entries are applied.
 pub(super) struct Memory {
+    /// Where the snapshot is that was installed last.
+    snapshot: PathBuf,
     state: RwLock<State>,
     stop: Arc<AtomicBool>,
 }
@@ -50,6 +54,24 @@ struct State {
 }
 
 impl Memory {
+    /// Begins with the snapshot at `snapshot`, if it is there.
+    pub(super) fn open(snapshot: &Path) -> Result<Self, StorageError> {
+        let stop = Arc::default();
+        let there = snapshot.try_exists().map_err(|source| StorageError::File {
+            path: snapshot.to_owned(),
+            source,
+        })?;
+        let state = match there {
+            true => load(snapshot, &stop)?,
+            false => State::default(),
+        };
+        Ok(Self {
+            snapshot: snapshot.to_owned(),
+            state: RwLock::new(state),
+            stop,
+        })
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,6 +130,25 @@ impl Remembered for Data {
 
 fn of_entry((index, (_, record)): (&u64, &(Arc<str>, Record))) -> (u64, Record) {
     (*index, record.clone())
+}
+
+/// All that the snapshot at `from` holds.
+fn load(from: &Path, stop: &Arc<AtomicBool>) -> Result<State, StorageError> {
+    let (source, metadata) = copy::check(from, stop)?;
+    let mut data = Data::default();
+    source.scan(&mut |key, value| {
+        data.pairs.insert(key.into(), value.into());
+        Ok(())
+    })?;
+    source.scan_idempotency(&mut |index, key, record| {
+        let record = Record::decode(record).map_err(|_| Enough)?;
+        let Ok(()) = data.remember(index, key, record);
+        Ok(())
+    })?;
+    Ok(State {
+        data: Arc::new(data),
+        applied: Applied::from(&metadata),
+    })
 }
 
 impl StateMachine for Memory {
@@ -197,25 +238,18 @@ impl StateMachine for Memory {
         Ok(digesting.finish(applied.last_applied))
     }
 
+    /// The rename is the commit point: what is in memory follows it.
     fn install_snapshot(&self, from: &Path) -> Result<Applied, StorageError> {
-        let (source, metadata) = copy::check(from, &self.stop)?;
-        let mut data = Data::default();
-        source.scan(&mut |key, value| {
-            data.pairs.insert(key.into(), value.into());
-            Ok(())
+        let state = load(from, &self.stop)?;
+        let file = File::open(from).map_err(|source| StorageError::File {
+            path: from.to_owned(),
+            source,
         })?;
-        source.scan_idempotency(&mut |index, key, record| {
-            let record = Record::decode(record).map_err(|_| Enough)?;
-            let Ok(()) = data.remember(index, key, record);
-            Ok(())
-        })?;
-        drop(source);
-        durable::remove(from)?;
-        let applied = Applied::from(&metadata);
-        *self.write() = State {
-            data: Arc::new(data),
-            applied: applied.clone(),
-        };
+        durable::fsync(&file, from)?;
+        durable::rename_over(from, &self.snapshot)?;
+        durable::fsync_parent(&self.snapshot)?;
+        let applied = state.applied.clone();
+        *self.write() = state;
         Ok(applied)
     }
 

@@ -204,7 +204,7 @@ pub fn open(prepared: &Prepared, pool_size: u32) -> Result<Arc<dyn StateMachine>
     Ok(match prepared.storage() {
         Storage::Sqlite(path) => Arc::new(sqlite::Sqlite::open(path, pool_size)?),
         Storage::Redb(path) => Arc::new(redb::Redb::open(path)?),
-        Storage::Memory => Arc::<memory::Memory>::default(),
+        Storage::Memory(snapshot) => Arc::new(memory::Memory::open(snapshot)?),
     })
 }
 

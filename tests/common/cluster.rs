@@ -58,6 +58,11 @@ impl Cluster {
         self.dir.join(format!("{id}.log"))
     }
 
+    /// Where a node's data is, or will be.
+    pub(crate) fn data(&self, id: u64) -> PathBuf {
+        self.dir.join(format!("data-{id}"))
+    }
+
     /// How often a node's log has `what` in it.
     pub(crate) fn said(&self, id: u64, what: &str) -> usize {
         let log = std::fs::read_to_string(self.log(id)).unwrap_or_default();
@@ -80,7 +85,7 @@ impl Cluster {
             self.log(id).display(),
         );
         std::fs::write(&config, text).unwrap();
-        let data = self.dir.join(format!("data-{id}"));
+        let data = self.data(id);
         // A place of its own, which it also has after a restart.
         let http = self.peer_address(id).replace(":7000", ":8080");
         let launch = bare_node()
@@ -106,6 +111,11 @@ impl Cluster {
         let (node, _) = self.running.remove(&id).unwrap();
         node.signal(Signal::SIGKILL);
         node.end().killed()
+    }
+
+    /// Has node `id` read again what can be read again.
+    pub(crate) fn reload(&self, id: u64) {
+        self.running[&id].0.signal(Signal::SIGHUP);
     }
 
     /// Has node `id` stand still: it is alive and does nothing.

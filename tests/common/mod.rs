@@ -2,6 +2,7 @@
 //! means that are not ours.
 #![allow(dead_code)] // each file in tests/ is a program of its own and uses its part
 
+pub(crate) mod authority;
 pub(crate) mod browser;
 pub(crate) mod client;
 pub(crate) mod cluster;

@@ -28,6 +28,8 @@ const REQUESTS_EACH: u32 = 450;
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long it leaves a node alone that does not take its requests.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Bounds of stale reads, in milliseconds: from less than a round takes to some elections.
+const LAGS: std::ops::Range<u64> = 0..2000;
 /// How often a write with a name is sent again.
 const AGAIN: u32 = 8;
 /// What comes after the number in a value: about 100 bytes in all.
@@ -41,8 +43,38 @@ pub(crate) type Addresses = Arc<RwLock<BTreeMap<u64, SocketAddr>>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reads {
     Linearizable,
-    /// Passed off as linearizable.
-    Stale,
+    /// Linearizable ones, some of them by the leader's lease, and ones with a bound.
+    Any,
+    /// Without a bound, passed off as being no older than this.
+    Stale(Duration),
+}
+
+/// How a read is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    Majority,
+    Lease,
+    Bounded(Duration),
+    Stale(Duration),
+}
+
+impl Read {
+    /// By how much its answer may be older than the request, in nanoseconds.
+    fn age(self) -> u64 {
+        match self {
+            Self::Majority | Self::Lease => 0,
+            Self::Bounded(most) | Self::Stale(most) => u64::try_from(most.as_nanos()).unwrap(),
+        }
+    }
+
+    fn query(self) -> String {
+        match self {
+            Self::Majority => String::new(),
+            Self::Lease => "?consistency=lease".to_owned(),
+            Self::Stale(_) => "?consistency=stale".to_owned(),
+            Self::Bounded(most) => format!("?consistency=stale&max_lag={}", most.as_millis()),
+        }
+    }
 }
 
 /// What clients share.
@@ -164,7 +196,8 @@ impl Session<'_> {
 
     /// Carries out one operation; false when it was refused or not answered.
     pub(crate) fn operate(&mut self, key: u32, action: Action) -> bool {
-        let (method, target, body) = request(key, action, self.reads);
+        let read = self.read();
+        let (method, target, body) = request(key, action, read);
         // Every other write has a name, by which it is sent again until it is answered.
         let named = action != Action::Get && self.dice.random();
         let invoked = self.shared.history.now();
@@ -184,10 +217,15 @@ impl Session<'_> {
         if let Some(index) = index {
             self.shared.history.placed(invoked, completed, index);
         }
+        // A read with a bound sees what there was at some moment since then.
+        let since = match action {
+            Action::Get => invoked.saturating_sub(read.age()),
+            _ => invoked,
+        };
         let operation = Operation {
             action,
             outcome,
-            invoked,
+            invoked: since,
             completed,
         };
         self.shared.history.operation(key, operation);
@@ -202,6 +240,19 @@ impl Session<'_> {
             _ => {}
         }
         outcome != Outcome::Unknown
+    }
+
+    /// How the next read is asked for.
+    fn read(&mut self) -> Read {
+        match self.reads {
+            Reads::Linearizable => Read::Majority,
+            Reads::Stale(age) => Read::Stale(age),
+            Reads::Any => match self.dice.random_range(0..4) {
+                0 => Read::Bounded(Duration::from_millis(self.dice.random_range(LAGS))),
+                1 | 2 => Read::Lease,
+                _ => Read::Majority,
+            },
+        }
     }
 
     /// Writes a batch of two keys of its own, which nobody writes again.
@@ -276,12 +327,10 @@ pub(crate) fn number(text: &str) -> Value {
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-fn request(key: u32, action: Action, reads: Reads) -> (&'static str, String, Option<Json>) {
+fn request(key: u32, action: Action, read: Read) -> (&'static str, String, Option<Json>) {
     let path = format!("/api/kv/{CONTENDED}{key}");
-    let stale = reads == Reads::Stale;
     match action {
-        Action::Get if stale => ("GET", format!("{path}?consistency=stale"), None),
-        Action::Get => ("GET", path, None),
+        Action::Get => ("GET", path + &read.query(), None),
         Action::Put(value) => ("PUT", path, Some(json!({ "value": text(value) }))),
         Action::Compare(expect, value) => {
             let body = json!({ "value": text(value), "expect": expect.map(text) });

@@ -3,7 +3,8 @@
 //!
 //! Clients on all nodes of a real cluster write down what they ask for and what
 //! they hear, while troubles strike. Their history must be linearizable, key by
-//! key; what was acknowledged must be there, what was refused must not; and all
+//! key, reads by the leader's lease included, and a read with a bound may be as if it
+//! had been asked for that much earlier; what was acknowledged must be there, what was refused must not; and all
 //! nodes must hold the same in the end.
 //!
 //! A run prints its seed, from which the troubles and the requests follow;
@@ -29,6 +30,7 @@ mod spaces;
 mod troubles;
 
 use std::path::Path;
+use std::time::Duration;
 
 use common::disk::is_root;
 use common::fixture;
@@ -148,7 +150,7 @@ fn stale_reads_that_pose_as_linearizable_are_found_out() {
         site.ids().into_iter().find(|id| *id != leader)
     });
     let mut honest = clients.client(1, Reads::Linearizable);
-    let mut liar = clients.client(2, Reads::Stale);
+    let mut liar = clients.client(2, Reads::Stale(Duration::ZERO));
     let [first, second] = [(); 2].map(|()| clients.history.value());
     honest.go_to(site.http(cut_off));
     assert!(honest.operate(0, Action::Put(first)));
@@ -164,4 +166,33 @@ fn stale_reads_that_pose_as_linearizable_are_found_out() {
     assert!(liar.operate(0, Action::Get));
     let why = clients.history.is_linearizable().unwrap_err();
     assert!(why.contains("no order of its 4 operations"), "{why}");
+}
+
+/// The same of a bound: a stale read that poses as one that is kept is found out as soon
+/// as what it misses is older.
+#[test]
+fn stale_reads_that_break_the_bound_that_they_claim_are_found_out() {
+    const BOUND: Duration = Duration::from_millis(300);
+    let site = Site::new(&["sqlite"; 3]).up();
+    let clients = Clients::new(site.addresses.clone());
+    let cut_off = eventually("nobody follows", || {
+        let leader = site.leader()?;
+        site.ids().into_iter().find(|id| *id != leader)
+    });
+    for other in site.ids() {
+        site.cut(other, cut_off);
+    }
+    let other = site.ids().into_iter().find(|id| *id != cut_off).unwrap();
+    let mut honest = clients.client(1, Reads::Linearizable);
+    honest.go_to(site.http(other));
+    assert!(honest.operate(0, Action::Put(clients.history.value())));
+    std::thread::sleep(2 * BOUND);
+    let mut liar = clients.client(2, Reads::Stale(Duration::from_secs(3600)));
+    liar.go_to(site.http(cut_off));
+    assert!(liar.operate(0, Action::Get));
+    clients.history.is_linearizable().unwrap();
+    let mut liar = clients.client(3, Reads::Stale(BOUND));
+    liar.go_to(site.http(cut_off));
+    assert!(liar.operate(0, Action::Get));
+    clients.history.is_linearizable().unwrap_err();
 }

@@ -58,7 +58,7 @@ pub(crate) fn run(mut site: Site, troubles: &[Trouble]) -> BTreeMap<String, Stri
     let mut struck = BTreeMap::<&str, u32>::new();
     std::thread::scope(|scope| {
         for n in 0..CLIENTS {
-            let client = clients.client(seed.wrapping_add(n + 1), Reads::Linearizable);
+            let client = clients.client(seed.wrapping_add(n + 1), Reads::Any);
             scope.spawn(move || client.run());
         }
         // Ends them also when a check fails.

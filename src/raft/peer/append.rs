@@ -22,7 +22,7 @@ use crate::format::peer::{Append, Appended, decode, encode};
 use crate::format::record::{LogId, RecordError};
 use crate::raft::reads::Raft;
 use crate::raft::types::{
-    Types, from_entry, from_log_id, from_vote, rpc_error, to_entry, to_log_id, to_vote,
+    Id, Types, from_entry, from_log_id, from_vote, rpc_error, to_entry, to_log_id, to_vote,
 };
 use crate::telemetry::events;
 
@@ -85,7 +85,10 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Sending<S> {
             let room = !waiting || self.bytes < WINDOW_BYTES;
             tokio::select! {
                 biased;
-                answer = self.answers.message() => return self.answered(answer),
+                answer = self.answers.message() => match self.answered(answer) {
+                    Some(Ok(Ok(upto))) if self.is_repeated(upto.as_ref()) => {}
+                    told => return told,
+                },
                 asked = next_append(&mut self.input), if room && self.input.is_some() => {
                     if let Err(error) = self.send(asked) {
                         return Some(Err(self.link.nonsense(&error)));
@@ -123,6 +126,16 @@ impl<S: Stream<Item = AppendEntriesRequest<Types>> + Unpin> Sending<S> {
         });
         place.send(message.into());
         Ok(())
+    }
+
+    /// Whether the append behind the one that was just answered gets the same answer:
+    /// it has no entries, and only tells what is committed. Then that answer is told for
+    /// both. openraft takes an answer for one to all that end there, sent since or not,
+    /// and would count a lease from the last of them, though the follower may have
+    /// counted its own from the first, and elected another leader since.
+    fn is_repeated(&self, upto: Option<&Id>) -> bool {
+        let next = self.pending.front();
+        next.is_some_and(|next| next.last == upto.map(to_log_id))
     }
 
     fn answered(

@@ -7,10 +7,9 @@
 //! Reads are confirmed by the leader, in one of two ways. *Majority* (ReadIndex): a majority
 //! has answered it since the read began. Nothing is assumed. *Lease*: a majority has answered
 //! it in the last third of the election timeout; those that did elect nobody else for twice that
-//! time. So it is assumed that no two nodes' monotonic clocks run at rates that differ by a factor of two,
-//! that no machine is suspended and goes on with its clock behind, and that no node which
-//! has just answered the leader forgets that in a restart and elects another within an election
-//! timeout. A leader that hands over serves no read by its lease.
+//! time, nor after a restart (`promise`). So it is assumed that no two nodes' monotonic clocks run
+//! at rates that differ by a factor of two, and that no machine is suspended and goes on with its
+//! clock behind. A leader that hands over serves no read by its lease.
 //!
 //! A stale read with a bound needs no leader if this node knows that it is recent: it remembers
 //! when the last round that a majority confirmed, and whose index is applied here, had

@@ -2,7 +2,8 @@
 //!
 //! Each data directory has an *incarnation*, a random number made with it. Every
 //! node remembers, durably, with which one it met each id, before a vote or an
-//! entry goes either way. An id that comes back with another one has lost what
+//! entry goes either way; and it sees to it that it meets all members (`keeper`), so
+//! that whoever has data of a cluster knows all that were up meanwhile. An id that comes back with another one has lost what
 //! it promised: the votes that it gave and the entries that it confirmed. Its
 //! vote could elect a leader that lacks an acknowledged write, so whoever met it
 //! before refuses it, and it takes part nowhere once it has heard of that. The
@@ -130,7 +131,7 @@ impl Local {
         }
     }
 
-    pub(super) fn id(&self) -> u64 {
+    pub(in crate::raft) fn id(&self) -> u64 {
         self.id
     }
 
@@ -251,6 +252,11 @@ impl Local {
             .await?;
         self.join(cluster, false);
         Ok(())
+    }
+
+    /// Whether node `id` was met.
+    pub(in crate::raft) fn has_met(&self, id: u64) -> bool {
+        self.read().met.contains_key(&id)
     }
 
     /// Remembers with which data node `id` was met; why not, if it had other data before.

@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use openraft::async_runtime::WatchReceiver as _;
 use openraft::raft::{TransferLeaderError, TransferLeaderRequest, VoteRequest, VoteResponse};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -21,6 +22,7 @@ use super::grpc::{APPEND, CALL, Raw, SNAPSHOT};
 use super::snapshot::Receiver;
 use super::{Confirmation, Leader, Local, MAX_MESSAGE_BYTES, Peers, append, snapshot};
 use crate::format::peer::{Answer, Call, Candidacy, Transferred, decode, encode};
+use crate::raft::promise::Promise;
 use crate::raft::reads::Raft;
 use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
 use crate::telemetry::events;
@@ -34,6 +36,7 @@ pub(in crate::raft) struct Service {
     pub(in crate::raft) peers: Peers,
     pub(in crate::raft) leader: Leader,
     pub(in crate::raft) receiver: Arc<Receiver>,
+    pub(in crate::raft) promise: Promise,
     /// Turns true when the node stops; has a receiver for each connection.
     pub(in crate::raft) leaving: watch::Sender<bool>,
 }
@@ -150,6 +153,14 @@ impl Service {
             return Ok(answer);
         }
         match call {
+            Call::Vote(Candidacy {
+                transfer: false, ..
+            })
+            | Call::PreVote(_)
+                if self.promise.holds() =>
+            {
+                Ok(self.no_vote())
+            }
             Call::Vote(candidacy) => {
                 let asked = understand(&candidacy, from)?;
                 Ok(voted(&self.raft.vote(asked).await.map_err(stopped)?))
@@ -185,6 +196,16 @@ impl Service {
             Call::ReadIndex => self.read_index(Confirmation::Majority).await,
             Call::LeaseRead => self.read_index(Confirmation::Lease).await,
             Call::Command(command) => Ok(Answer::Commanded(self.leader.carry_out(command).await)),
+        }
+    }
+
+    /// What a voter answers that is bound to a leader.
+    fn no_vote(&self) -> Answer {
+        let vote = self.raft.server_metrics().borrow_watched().vote;
+        Answer::Voted {
+            vote: to_vote(&vote),
+            granted: false,
+            last_log_id: None,
         }
     }
 

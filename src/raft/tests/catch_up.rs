@@ -114,12 +114,12 @@ async fn held_by_all(cluster: &Cluster) -> Contents {
     held[0]
 }
 
-async fn by_snapshot(backends: &[Backend]) {
-    get_by_snapshot(Cluster::new(backends)).await;
+async fn by_snapshot(backends: &[Backend]) -> Cluster {
+    get_by_snapshot(Cluster::new(backends)).await
 }
 
 /// The log is purged beyond what the third node has.
-async fn get_by_snapshot(mut cluster: Cluster) {
+async fn get_by_snapshot(mut cluster: Cluster) -> Cluster {
     cluster.log_keep = 16 << 10;
     for id in 1..=3 {
         cluster.start(id).await;
@@ -155,6 +155,10 @@ async fn get_by_snapshot(mut cluster: Cluster) {
     held_by_all(&cluster).await;
     let dir = DataDir::new(cluster.dirs[2].path());
     assert!(!dir.received().exists() && !dir.copy().exists());
+    for id in 1..=3 {
+        cluster.stop(id).await;
+    }
+    cluster
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,6 +174,38 @@ async fn a_redb_node_that_was_away_too_long_gets_a_snapshot_from_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sqlite_node_that_was_away_too_long_gets_a_snapshot_from_redb() {
     by_snapshot(&[Redb, Redb, Sqlite]).await;
+}
+
+/// A node in memory that had received a snapshot was refused by its next start: its
+/// log began behind the snapshot, and its state machine with nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_in_memory_that_was_away_too_long_begins_with_its_snapshot_ever_after() {
+    let cluster = by_snapshot(&[Sqlite, Redb, Memory]).await;
+    let dir = DataDir::new(cluster.dirs[2].path());
+    let options = cluster.options(3);
+    // Without the snapshot it does not pretend that the rest is all there ever was.
+    let aside = dir.path().join("aside");
+    std::fs::rename(dir.memory_snapshot(), &aside).unwrap();
+    let start = || async { Node::start(&dir, fresh(&dir, Memory), options.clone()).await };
+    let Err(refused) = start().await else {
+        panic!("it started")
+    };
+    let text = refused.to_string();
+    assert!(text.starts_with("State machine corruption detected: "));
+    assert!(text.contains("memory-snapshot.db"), "{text}");
+    std::fs::rename(&aside, dir.memory_snapshot()).unwrap();
+    start().await.unwrap().stop().await.unwrap();
+    // The ways to SQLite and back that the documentation names.
+    let holds = |node: Node| async move {
+        let last = node.get("key-19999".into(), Consistency::Stale).await;
+        assert_eq!(last.unwrap().as_deref(), Some(VALUE));
+        node.stop().await.unwrap();
+    };
+    std::fs::rename(dir.memory_snapshot(), dir.sqlite()).unwrap();
+    let on_sqlite = Node::start(&dir, fresh(&dir, Sqlite), options.clone()).await;
+    holds(on_sqlite.unwrap()).await;
+    std::fs::copy(dir.sqlite(), dir.memory_snapshot()).unwrap();
+    holds(start().await.unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

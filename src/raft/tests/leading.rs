@@ -3,7 +3,9 @@
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::strangers::{TERM, asks, candidacy, stranger};
 use super::*;
+use crate::format::peer::{Answer, Call};
 use crate::raft::CommandError;
 
 const SQLITE: [Backend; 3] = [Backend::Sqlite; 3];
@@ -256,4 +258,37 @@ async fn a_follower_that_was_cut_off_asks_before_it_is_a_candidate_and_disturbs_
     );
     let status = cluster.node(leader).status();
     assert_eq!((status.leader, status.term), (Some(leader), term));
+}
+
+/// A voter forgot in a restart of which leader it had heard a moment ago, and would have
+/// elected another while the old one still read by the lease that it had been given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_was_restarted_keeps_the_promise_that_it_gave_its_leader() {
+    let mut cluster = Cluster::new(&SQLITE);
+    // Its lease is longer than this test takes on a busy machine.
+    cluster.election = Duration::from_secs(12);
+    let mut cluster = cluster.started().await;
+    set(cluster.node(1), "key", "value").await.unwrap();
+    let leader = cluster.leader().await;
+    let voter = cluster.follower().await;
+    let other = (1..=3).find(|id| ![leader, voter].contains(id)).unwrap();
+    let id = cluster.node(other).status().cluster_id;
+    let candidate = stranger(&cluster, other, &id, SECRET);
+    // Nobody renews the promise.
+    cluster.stop(leader).await;
+    cluster.stop(voter).await;
+    cluster.start(voter).await;
+    let mut candidacy = candidacy(other, false);
+    candidacy.last_log_id = cluster.node(other).status().last_applied;
+    candidacy.transfer = false;
+    for call in [Call::PreVote(candidacy), Call::Vote(candidacy)] {
+        let answer = asks(&candidate, voter, &call).await.unwrap();
+        assert!(
+            matches!(answer, Answer::Voted { granted: false, vote, .. } if vote.term < TERM),
+            "{answer:?}"
+        );
+    }
+    // Then it does what a voter does.
+    assert_ne!(cluster.leader().await, leader);
+    set(cluster.node(voter), "key", "again").await.unwrap();
 }

@@ -1,5 +1,8 @@
 //! Members that come and go.
 
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver as _;
+
 use super::*;
 use crate::raft::CommandError;
 
@@ -275,4 +278,184 @@ async fn a_node_may_restart_while_the_others_are_a_majority_and_well() {
         })
         .await;
     }
+}
+
+impl Cluster {
+    /// Returns once every node that runs has met every other.
+    async fn until_all_have_met(&self) {
+        eventually("a meeting of all", || {
+            let mut pairs = self
+                .running
+                .iter()
+                .flat_map(|(id, node)| self.running.keys().map(move |other| (*id, node, *other)));
+            let met = pairs.all(|(id, node, other)| id == other || node.has_met(other));
+            met.then_some(())
+        })
+        .await;
+    }
+
+    /// The voters that node `id` tells of.
+    async fn voters(&self, id: u64) -> Vec<u64> {
+        let members = self.node(id).members().await.unwrap().members;
+        let voters = members.into_iter().filter(|member| member.voter);
+        voters.map(|member| member.id).collect()
+    }
+
+    async fn until_voters(&self, id: u64, wanted: &[u64]) {
+        eventually_async(&format!("the voters {wanted:?}"), || async {
+            self.voters(id).await == wanted
+        })
+        .await;
+    }
+
+    /// The sets of voters that node `id` goes by; two while one gives way to the other.
+    fn sets_of_voters(&self, id: u64) -> usize {
+        let metrics = self.node(id).raft().metrics();
+        let membership = metrics.borrow_watched().membership_config.clone();
+        membership.membership().get_joint_config().len()
+    }
+}
+
+/// A cluster that was formed anew of the members of a former one had its id, too. A node
+/// that still had the former data, and had never met a certain one of the members
+/// because both had followed the third, took the new one for a member that it knew
+/// nothing of: its older log won, and what the new cluster had acknowledged was gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_data_of_a_former_cluster_of_the_same_members_is_never_mixed_with_the_new() {
+    let mut cluster = Cluster::new(&[Backend::Sqlite; 3]);
+    cluster.start(1).await;
+    cluster.start(2).await;
+    cluster.leader().await;
+    cluster.node(2).transfer_leadership(Some(1)).await.unwrap();
+    // The second one is away when the third asks for votes: they never have a reason to talk.
+    cluster.stop(2).await;
+    cluster.start(3).await;
+    set(cluster.node(3), "key", "value").await.unwrap();
+    cluster.start(2).await;
+    for n in 0..20 {
+        set(cluster.node(1), &format!("former-{n}"), "value")
+            .await
+            .unwrap();
+    }
+    assert!(get(cluster.node(3), "former-19").await.is_some());
+    cluster.until_all_have_met().await;
+    let former = cluster.node(3).status().cluster_id;
+    for id in 1..=3 {
+        cluster.stop(id).await;
+    }
+    for id in [1, 2] {
+        cluster.dirs[usize::try_from(id).unwrap() - 1] = tempfile::tempdir().unwrap();
+        cluster.start(id).await;
+    }
+    set(cluster.node(1), "new", "kept").await.unwrap();
+    assert_eq!(cluster.node(1).status().cluster_id, former);
+    // Those who are in doubt about each other take part in nothing: a person decides.
+    cluster.start(3).await;
+    for id in [1, 2] {
+        cluster.until_membership(id, "barred").await;
+    }
+    let stale = |id: u64, key: &str| {
+        let (node, key) = (cluster.node(id).clone(), key.to_owned());
+        async move { node.get(key, Consistency::Stale).await.unwrap() }
+    };
+    assert!(set(cluster.node(3), "former-0", "again").await.is_err());
+    for id in [1, 2] {
+        assert_eq!(stale(id, "former-0").await, None);
+        assert_eq!(stale(id, "new").await.as_deref(), Some("kept"));
+    }
+    assert_eq!(stale(3, "new").await, None);
+    assert_eq!(stale(3, "former-0").await.as_deref(), Some("value"));
+    // The way out: the node with the former data goes.
+    for id in 1..=3 {
+        cluster.stop(id).await;
+    }
+    for id in [1, 2] {
+        cluster.start(id).await;
+    }
+    assert_eq!(get(cluster.node(2), "new").await.as_deref(), Some("kept"));
+}
+
+/// Three voters and a learner, one of each away, and a leader that has begun to make
+/// the learner a voter: the change can neither be committed nor taken back.
+async fn halfway() -> (Cluster, u64, u64) {
+    let mut cluster = Cluster::all(&[Backend::Sqlite; 3]).await;
+    let leader = cluster.leader().await;
+    let new = cluster.newcomer(Backend::Sqlite).await;
+    cluster.add(leader, new, false).await.unwrap();
+    cluster.until_membership(new, "learner").await;
+    let leader = cluster.leader().await;
+    let away = cluster.follower_that_votes().await;
+    cluster.stop(away).await;
+    cluster.stop(new).await;
+    let raft = cluster.node(leader).raft().clone();
+    let change = ChangeMembers::AddVoterIds([new].into());
+    // As after its time: nobody waits for it any more.
+    let asked = tokio::time::timeout(
+        Duration::from_millis(300),
+        raft.change_membership(change, false),
+    );
+    assert!(asked.await.is_err(), "it was committed by two of four");
+    let other = (1..=3).find(|id| ![leader, away].contains(id)).unwrap();
+    eventually("a change halfway", || {
+        let both = [leader, other]
+            .iter()
+            .all(|id| cluster.sets_of_voters(*id) == 2);
+        both.then_some(())
+    })
+    .await;
+    // Who has a say is told already.
+    assert_eq!(cluster.voters(other).await, [1, 2, 3, new]);
+    let why = cluster.node(leader).may_restart().await.unwrap();
+    assert_eq!(why.as_deref(), Some("a change of members is under way"));
+    (cluster, leader, away)
+}
+
+impl Cluster {
+    async fn follower_that_votes(&self) -> u64 {
+        let leader = self.leader().await;
+        (1..=3).find(|id| *id != leader).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_a_leader_left_halfway_is_ended_by_the_next_leader() {
+    let (mut cluster, leader, away) = halfway().await;
+    cluster.stop(leader).await;
+    cluster.start(away).await;
+    // Of three old voters two are there, of four new ones three are needed.
+    let other = (1..=3).find(|id| ![leader, away].contains(id)).unwrap();
+    assert!(set(cluster.node(other), "key", "early").await.is_err());
+    assert_eq!(cluster.voters(other).await, [1, 2, 3, 4]);
+    cluster.start_alone(4, true).await;
+    set(cluster.node(other), "key", "value").await.unwrap();
+    for id in [other, away, 4] {
+        cluster.until_voters(id, &[1, 2, 3, 4]).await;
+        eventually("the end of the change", || {
+            (cluster.sets_of_voters(id) == 1).then_some(())
+        })
+        .await;
+    }
+    cluster.start(leader).await;
+    assert_eq!(
+        get(cluster.node(leader), "key").await.as_deref(),
+        Some("value")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_took_too_long_is_ended_by_its_own_leader_and_the_next_change_follows() {
+    let (mut cluster, leader, away) = halfway().await;
+    cluster.start(away).await;
+    eventually("the end of the change", || {
+        (cluster.sets_of_voters(leader) == 1).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.voters(away).await, [1, 2, 3, 4]);
+    // The new voter never came: it goes again.
+    eventually_async("the next change", || async {
+        cluster.node(away).remove_member(4).await.is_ok()
+    })
+    .await;
+    assert_eq!(cluster.voters(leader).await, [1, 2, 3]);
+    set(cluster.node(away), "key", "value").await.unwrap();
 }

@@ -7,6 +7,7 @@ mod catch_up;
 mod leading;
 mod life;
 mod members;
+mod slow;
 mod strangers;
 
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@ use crate::format::entry::Vote;
 use crate::format::peer::{Answer, Call, Candidacy};
 
 /// A node that is none of `cluster`, and speaks as `id`.
-fn stranger(cluster: &Cluster, id: u64, cluster_id: &str, secret: &str) -> Peers {
+pub(super) fn stranger(cluster: &Cluster, id: u64, cluster_id: &str, secret: &str) -> Peers {
     let mut local = Local::new(id, Some(secret));
     if let Some(node) = cluster.running.get(&id) {
         local.pose_as(node.incarnation());
@@ -19,16 +19,16 @@ fn stranger(cluster: &Cluster, id: u64, cluster_id: &str, secret: &str) -> Peers
     Peers::new(Arc::new(local), cluster.addresses.clone())
 }
 
-async fn asks(peers: &Peers, to: u64, call: &Call) -> Result<Answer, PeerError> {
+pub(super) async fn asks(peers: &Peers, to: u64, call: &Call) -> Result<Answer, PeerError> {
     let link = peers.link(to, "", PATIENCE).await?;
     link.call(call, PATIENCE).await
 }
 
 /// A term that only a stranger can bring into a cluster. The cluster's own may grow by
 /// an election that it has on a busy machine.
-const TERM: u64 = 1_000_000;
+pub(super) const TERM: u64 = 1_000_000;
 
-fn candidacy(node_id: u64, committed: bool) -> Candidacy {
+pub(super) fn candidacy(node_id: u64, committed: bool) -> Candidacy {
     let vote = Vote {
         term: TERM,
         node_id,

@@ -169,8 +169,8 @@ impl LogFile {
     /// A record beside the entries.
     pub(super) fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
         self.with(|database| {
-            // Held until the bytes are copied: what `get` gives does not keep the transaction, and
-            // a writer would free the page under it.
+            // It keeps the transaction, which what is read from it does not: without one,
+            // the writer could free the page that is being read.
             let table = database.begin_read()?.open_table(META)?;
             let bytes = table.get(name)?;
             Ok(bytes.map(|bytes| bytes.value().to_vec()))

@@ -78,7 +78,8 @@ impl Bed {
 pub(super) fn file(engine: Engine, dir: &Path) -> PathBuf {
     dir.join(match engine {
         Engine::Sqlite => "state-machine.db",
-        _ => "state-machine.redb",
+        Engine::Redb => "state-machine.redb",
+        Engine::Memory => "memory-snapshot.db",
     })
 }
 
@@ -99,7 +100,7 @@ pub(super) fn open(engine: Engine, dir: &Path) -> Arc<dyn StateMachine> {
     match engine {
         Engine::Sqlite => Arc::new(Sqlite::open(&path, 3).unwrap()),
         Engine::Redb => Arc::new(Redb::open(&path).unwrap()),
-        Engine::Memory => Arc::<Memory>::default(),
+        Engine::Memory => Arc::new(Memory::open(&path).unwrap()),
     }
 }
 

@@ -92,6 +92,27 @@ fn a_snapshot_of_any_engine_installs_into_any_engine() {
 }
 
 #[test]
+fn a_state_machine_in_memory_begins_with_the_snapshot_that_it_got_last() {
+    let (old, mut new) = (Bed::new(Engine::Sqlite), Bed::new(Engine::Memory));
+    for round in 0..2 {
+        fill(&*old.store, 1 + 100 * round, 100);
+        let snapshot = new.empty_file("snapshot");
+        let covered = old.store.write_snapshot(&snapshot).unwrap();
+        new.store.install_snapshot(&snapshot).unwrap();
+        new.store.apply(&[set(900, "late", "x")]).unwrap();
+        new.reopen();
+        assert_eq!(new.store.applied().unwrap(), covered);
+        assert_eq!(contents(&*new.store), contents(&*old.store));
+    }
+    // A damaged one is an error, and never an empty state machine.
+    let kept = super::file(Engine::Memory, new.dir.path());
+    std::fs::write(kept, [7; 8192]).unwrap();
+    assert!(
+        crate::storage::memory::Memory::open(&super::file(Engine::Memory, new.dir.path())).is_err()
+    );
+}
+
+#[test]
 fn an_empty_state_machine_has_a_snapshot_too() {
     for bed in Bed::all() {
         let snapshot = bed.empty_file("snapshot");
