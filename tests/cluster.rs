@@ -142,7 +142,9 @@ fn a_listener_that_all_could_reach_or_that_is_taken_stops_the_start() {
     let taken = taken.env("ASPEN_CLUSTER__PEER_LISTEN", cluster.peer_address(1));
     let ended = taken.start().end().with(74);
     assert!(
-        ended.log.contains("for other nodes; is another program"),
+        ended
+            .log
+            .contains("for other nodes; stop the program that listens there"),
         "{ended:?}"
     );
 }
