@@ -165,14 +165,16 @@ pub(crate) const SPLIT: Trouble = Trouble {
     },
 };
 
-/// Some ways are slow, each as slow as it likes.
+/// Some ways are slow, each as slow as it likes: mostly less than an election, and at times
+/// so much that answers come when the lease that they give is long over.
 pub(crate) const SLOW: Trouble = Trouble {
     name: "slow",
     strike: |site, dice| {
         for from in site.ids() {
             for to in site.ids() {
                 if dice.random() {
-                    let delay = Duration::from_millis(dice.random_range(1..300));
+                    let most = if dice.random_ratio(1, 3) { 1200 } else { 300 };
+                    let delay = Duration::from_millis(dice.random_range(1..most));
                     site.slow(from, to, delay);
                 }
             }
