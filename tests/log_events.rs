@@ -51,6 +51,13 @@ fn who_led_when_and_who_was_away_is_told_by_every_node() {
     let first = std::iter::repeat_with(|| leader(&nodes)).flatten().next();
     let first = first.unwrap();
     put(nodes[&first].1, "key", "value");
+    // Two elect and write while the third may still be about to connect.
+    for (_, at) in nodes.values() {
+        until(
+            || ask(*at, "GET", "/status", None),
+            |answer| answer.json()["leader"] == first,
+        );
+    }
     let (node, _) = nodes.remove(&first).unwrap();
     node.signal(Signal::SIGKILL);
     let killed = node.end().killed();
