@@ -205,7 +205,7 @@ fn a_history_and_a_configuration_on_full_disks_do_not_stop_the_node() {
         let log = copy.launch().start().ready_then_stop().log;
         for line in [
             "The history of migrations was not written",
-            "write this into it by hand",
+            "Write this into it by hand:",
         ] {
             assert!(log.contains(line), "{log}");
         }
