@@ -268,8 +268,9 @@ async fn a_voter_that_was_restarted_keeps_the_promise_that_it_gave_its_leader() 
     // Its lease is longer than this test takes on a busy machine.
     cluster.election = Duration::from_secs(12);
     let mut cluster = cluster.started().await;
-    set(cluster.node(1), "key", "value").await.unwrap();
+    // The first election may have to be held again, which takes longer than a write waits.
     let leader = cluster.leader().await;
+    set(cluster.node(1), "key", "value").await.unwrap();
     let voter = cluster.follower().await;
     let other = (1..=3).find(|id| ![leader, voter].contains(id)).unwrap();
     let id = cluster.node(other).status().cluster_id;
