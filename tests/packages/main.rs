@@ -4,6 +4,7 @@
 //! of machines boot one each (`tests/rig`). Nothing ever answers a prompt: standard input is empty.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod contents;

@@ -1,7 +1,7 @@
 //! The three nodes of a legacy cluster, each on a machine of its own, and what
 //! an operator does with them.
 
-use super::node::{PROGRAMS, install};
+use super::node::{PROGRAMS, install, settle};
 use super::{Machine, Network};
 use crate::common::client::{ask, until};
 use serde_json::Value;
@@ -80,13 +80,26 @@ fn each<T: Send>(ids: &[u64], work: impl Fn(u64) -> T + Sync) -> Vec<T> {
 impl Cluster {
     /// Nodes that are installed, configured for redb, and not started yet.
     pub(crate) fn legacy(network: &Network) -> Self {
+        Self::boot(network, &PROGRAMS, install)
+    }
+
+    /// The same, where `install` installs a package.
+    pub(crate) fn packaged(network: &Network, install: impl Fn(&Machine) + Sync) -> Self {
+        Self::boot(network, &[], |machine, config, data| {
+            install(machine);
+            settle(machine, config, data);
+        })
+    }
+
+    fn boot(
+        network: &Network,
+        programs: &[&str],
+        install: impl Fn(&Machine, &str, &str) + Sync,
+    ) -> Self {
         Self(each(&IDS, |id| {
-            let machine = network.boot(&format!("node-{id}"), address(id), &PROGRAMS);
-            install(
-                &machine,
-                &config(id),
-                DATA[usize::try_from(id).unwrap() - 1],
-            );
+            let machine = network.boot(&format!("node-{id}"), address(id), programs);
+            let data = DATA[usize::try_from(id).unwrap() - 1];
+            install(&machine, &config(id), data);
             machine
         }))
     }

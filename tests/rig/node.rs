@@ -37,6 +37,14 @@ pub(super) fn install(machine: &Machine, config: &str, data: &str) {
         "/usr/lib/systemd/catalog/aspen.catalog",
         include_str!("../../systemd/aspen.catalog"),
     );
+    machine.ok("useradd --system --home-dir /var/lib/aspen --shell /usr/sbin/nologin aspen");
+    settle(machine, config, data);
+    machine.ok("journalctl --update-catalog; systemctl daemon-reload
+         systemctl -q enable aspen-node; sync");
+}
+
+/// Gives an installed node its configuration and the golden files called `data`.
+pub(super) fn settle(machine: &Machine, config: &str, data: &str) {
     machine.write("/etc/aspen/config.toml", config);
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden");
     let archive = std::fs::File::open(format!("{golden}/{data}.tar.zst")).unwrap();
@@ -47,12 +55,9 @@ pub(super) fn install(machine: &Machine, config: &str, data: &str) {
         .unwrap();
     machine.write("/tmp/legacy.tar", tar);
     machine.ok(
-        "useradd --system --home-dir /var/lib/aspen --shell /usr/sbin/nologin aspen
-         chown -R aspen:aspen /etc/aspen; chmod 640 /etc/aspen/config.toml
+        "chown -R aspen:aspen /etc/aspen; chmod 640 /etc/aspen/config.toml
          tar -xf /tmp/legacy.tar --strip-components=1 -C /var/lib/aspen
-         chown -R aspen:aspen /var/lib/aspen; chmod 600 /var/lib/aspen/*
-         journalctl --update-catalog; systemctl daemon-reload
-         systemctl -q enable aspen-node; sync",
+         chown -R aspen:aspen /var/lib/aspen; chmod 600 /var/lib/aspen/*",
     );
 }
 
