@@ -49,7 +49,7 @@ fn a_cluster_of_which_one_disk_is_left_begins_anew_with_what_is_on_it() {
             |answer| answer.status == 503,
         );
         let left = ask(api(3), "GET", "/admin/digest", None).json();
-        cluster[3].ok("curl -sf -o /root/left.db localhost:8080/admin/backup");
+        cluster[3].ok("curl -sf -o /var/tmp/left.db localhost:8080/admin/backup");
         cluster.systemctl("stop", 3);
         cluster[3].ok("mkdir /root/old; mv /var/lib/aspen/* /root/old");
 
