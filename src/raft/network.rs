@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::BoxStream;
-use futures_util::{FutureExt as _, Stream};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use openraft::alias::VoteOf;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError};
 use openraft::impls::BasicNode;
@@ -113,8 +113,7 @@ impl RaftNetworkV2<Types> for Peer {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        use futures_util::StreamExt as _;
-        let input = futures_util::stream::iter([request]);
+        let input = stream::iter([request]);
         let mut answers = RaftNetworkV2::stream_append(self, input, option).await?;
         match answers.next().await {
             Some(answer) => Ok(answer?.into()),
@@ -134,7 +133,14 @@ impl RaftNetworkV2<Types> for Peer {
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
         async move {
+            // Before there is a way: where there was none the last time, openraft waits in
+            // here. Else a peer that refuses connections is asked as fast as it can refuse.
+            let mut input = input;
+            let Some(first) = input.next().await else {
+                return Ok(stream::empty().boxed());
+            };
             let link = self.link(&option).await?;
+            let input = stream::iter([first]).chain(input);
             let patience = option.soft_ttl().max(LEAST_PATIENCE);
             peer::stream_append(self.peers.clone(), link, input, patience).await
         }

@@ -97,3 +97,28 @@ async fn answers_are_never_taken_for_younger_than_what_they_answer() {
     }
     writes.await.unwrap();
 }
+
+/// A leader asked a follower that refused connections again as soon as it had refused, and
+/// used a whole processor for it, for as long as that one was away: openraft waits between
+/// two tries where the appends are taken from it, and nobody took one before there was a way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_refuses_connections_is_asked_now_and_then() {
+    /// Several times what the leader's appends and heartbeats, and all of the others, need.
+    const MOST: usize = 500;
+    let mut cluster = Cluster::all(&[Backend::Sqlite; 3]).await;
+    let away = cluster.follower().await;
+    cluster.stop(away).await;
+    let door = TcpListener::bind(&cluster.addresses[&away]).await.unwrap();
+    let (told, asked) = watch::channel(0);
+    tokio::spawn(async move {
+        while let Ok((caller, _)) = door.accept().await {
+            drop(caller);
+            told.send_modify(|count| *count += 1);
+        }
+    });
+    let leader = cluster.leader().await;
+    set(cluster.node(leader), "key", "value").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let asked = *asked.borrow();
+    assert!((1..MOST).contains(&asked), "{asked} times");
+}
