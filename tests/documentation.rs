@@ -51,6 +51,7 @@ const FOREIGN: &[&str] = &[
 const VARIABLES: &[&str] = &[
     "ASPEN_CONFIG",
     "ASPEN_SECTION__KEY",
+    "ASPEN_TEST_SEED",
     "ASPEN_TEST_SOAK_MINUTES",
 ];
 

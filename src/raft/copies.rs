@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
 
+use super::blocking::blocking;
 use crate::durable;
 use crate::storage::{Applied, StateMachine, StorageError};
 
@@ -37,7 +37,7 @@ impl Copies {
         let path = Arc::clone(&self.path).lock_owned().await;
         let machine = Arc::clone(&self.state_machine);
         // The thread holds the name, whoever waits for it.
-        let making = spawn_blocking(move || copy(machine.as_ref(), &path));
+        let making = blocking(move || copy(machine.as_ref(), &path));
         making.await.unwrap_or(Err(StorageError::Closed))
     }
 }

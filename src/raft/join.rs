@@ -9,13 +9,13 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::impls::BasicNode;
 use openraft::{Config, ServerState, SnapshotPolicy};
-use tokio::task::spawn_blocking;
 
 use super::Gate;
+use super::blocking::blocking;
 use super::log::LogStore;
 use super::machine::Machine;
 use super::network::Network;
-use super::node::Options;
+use super::options::Options;
 use super::patience::{SHORTEST_WAIT, VOTERS_LEASE};
 use super::peer::{self, Local, Peers};
 use super::promise::Promise;
@@ -25,7 +25,7 @@ use super::types::to_membership;
 use crate::config::settings::Secret;
 use crate::format::entry::{Entry, Payload};
 use crate::format::record::Membership;
-use crate::storage::log::Log;
+use crate::storage::log::{Disk, Log};
 use crate::storage::{Applied, StateMachine};
 use crate::telemetry::events;
 
@@ -48,6 +48,7 @@ pub(super) fn open_log(
     path: &Path,
     machine: &dyn StateMachine,
     id: u64,
+    disk: Option<Arc<dyn Disk>>,
 ) -> Result<Opened, StartError> {
     let applied = machine.applied()?;
     if let Some(position) = applied.last_applied.filter(|_| !path.exists()) {
@@ -60,7 +61,10 @@ pub(super) fn open_log(
             path.display()
         );
     }
-    let log = Log::open(path, applied.last_applied)?;
+    let log = match disk {
+        Some(disk) => Log::open_on(disk, path, applied.last_applied)?,
+        None => Log::open(path, applied.last_applied)?,
+    };
     let recorded = start::recorded(&log, path)?;
     start::check_identity(recorded.as_ref(), id, path)?;
     if recorded.is_none() {
@@ -143,6 +147,7 @@ pub(super) fn peers(
     path: PathBuf,
 ) -> Result<Peers, StartError> {
     let mut local = Local::new(options.id, options.secret.as_ref().map(Secret::reveal));
+    local.reach_by(Arc::clone(&options.transport));
     if let Some(files) = &options.tls {
         peer::warn_of(files, &local.protect(files)?);
     }
@@ -257,7 +262,7 @@ async fn join(
         raft.initialize(nodes).await.map_err(refused)?;
     }
     let (log, path) = (log.clone(), path.to_owned());
-    spawn_blocking(move || start::record(&log, &identity, &path))
+    blocking(move || start::record(&log, &identity, &path))
         .await
         .map_err(refused)??;
     Ok(true)

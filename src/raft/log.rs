@@ -9,6 +9,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::{oneshot, watch};
 
+use super::blocking::blocking;
 use super::types::{
     RaftEntry, Types, from_entry, from_log_id, from_vote, to_entry, to_log_id, to_vote,
 };
@@ -55,7 +56,7 @@ impl LogStore {
             self.log.read(range, max_bytes)
         } else {
             let log = self.log.clone();
-            tokio::task::spawn_blocking(move || log.read(range, max_bytes))
+            blocking(move || log.read(range, max_bytes))
                 .await
                 .map_err(io::Error::other)?
         };

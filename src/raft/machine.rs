@@ -27,6 +27,7 @@ use openraft::{OptionalSend, RaftSnapshotBuilder, Snapshot};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::blocking::{blocking, in_place};
 use super::log::Durable;
 use super::start;
 use super::types::{
@@ -129,7 +130,7 @@ impl Machine {
         work: impl FnOnce(&dyn StateMachine, &Condition) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let (machine, condition) = (Arc::clone(&self.state_machine), Arc::clone(&self.condition));
-        tokio::task::spawn_blocking(move || work(machine.as_ref(), &condition))
+        blocking(move || work(machine.as_ref(), &condition))
             .await
             .map_err(io::Error::other)?
     }
@@ -172,7 +173,7 @@ impl Machine {
         let outcomes = match first {
             Some(Ok(outcomes)) => outcomes,
             Some(Err(error)) if !error.is_full() => return Err(io::Error::other(error)),
-            _ => tokio::task::block_in_place(|| self.condition.wait_out(apply))?,
+            _ => in_place(|| self.condition.wait_out(apply))?,
         };
         for (outcome, responder) in outcomes.into_iter().zip(responders) {
             if let Some(responder) = responder {
@@ -295,7 +296,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
     ) -> io::Result<Snapshot<Leader, u64, openraft::BasicNode, SnapshotData>> {
         let (machine, condition) = (Arc::clone(&self.state_machine), Arc::clone(&self.condition));
         let began = Instant::now();
-        let meta = tokio::task::spawn_blocking(move || durable(machine.as_ref(), &condition))
+        let meta = blocking(move || durable(machine.as_ref(), &condition))
             .await
             .map_err(io::Error::other)??;
         count::SNAPSHOTS_MADE.observe(began.elapsed());

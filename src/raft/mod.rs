@@ -4,13 +4,14 @@
 //! - `types`: the types of consensus, and how they map to records.
 //! - `log`, `machine`, `network`: openraft's views of the log store, the state
 //!   machine and the peers.
-//! - `peer`: what nodes say to each other. `copies`: of the state machine.
+//! - `peer`: what nodes say to each other, by a `transport`. `copies`: of the state machine.
+//! - `blocking`: work that waits for the disk.
 //! - `start`: what is checked before consensus starts; `join`: the cluster that
 //!   it then forms or finds.
 //! - `watcher`: who leads and who is a member, told when it changes.
 //! - `patience`: how long nodes wait for each other before they elect another;
 //!   `promise`: what they had promised each other before a restart.
-//! - `node`: the node's handle; `reads`: reads, gathered; `compact`: when the
+//! - `node`: the node's handle, with `options`; `reads`: reads, gathered; `compact`: when the
 //!   log is shortened; `lead`: how leadership is handed over;
 //!   `members`: how members come and go; `keeper`: what each node does then.
 //!
@@ -26,6 +27,7 @@
 //! - An error of the disk that is not just a full one ends the node: what it
 //!   would answer afterwards could not be trusted.
 
+mod blocking;
 mod compact;
 mod copies;
 mod join;
@@ -36,6 +38,7 @@ mod machine;
 mod members;
 mod network;
 mod node;
+mod options;
 mod patience;
 mod peer;
 mod promise;
@@ -45,6 +48,7 @@ mod start;
 mod suite;
 #[cfg(test)]
 mod tests;
+mod transport;
 mod types;
 mod watcher;
 
@@ -59,8 +63,10 @@ use crate::storage::log::Log;
 use crate::storage::space::{Free, Space};
 use crate::storage::{Sizes, StorageError};
 
-pub use self::node::{Node, Options};
+pub use self::node::Node;
+pub use self::options::Options;
 pub use self::start::StartError;
+pub use self::transport::{Connection, Listener, Tcp, Transport};
 pub use crate::format::peer::MemberState;
 
 /// How long a request may wait for its confirmation: several elections at the

@@ -2,8 +2,6 @@
 
 mod operate;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,14 +9,16 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::blocking::blocking;
 use super::copies::Copies;
 use super::join::{self, Beginning, Opened, open_log};
 use super::log::LogStore;
 use super::machine::{Condition, Machine};
 use super::network::Network;
+use super::options::Options;
 use super::peer::{self, Confirmation, Leader, Peers, Receiver, Service};
 use super::promise::{Promise, Standing};
 use super::reads::{Raft, Reads, failed};
@@ -29,7 +29,7 @@ use super::{
     compact, keeper, lead, watcher,
 };
 use crate::certificate::TlsError;
-use crate::config::settings::{PeerFiles, Secret};
+use crate::config::settings::PeerFiles;
 use crate::format::entry::Request;
 use crate::format::peer::Refusal;
 use crate::format::record::LogId;
@@ -44,32 +44,6 @@ const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
 /// How long writes that others forwarded may take to be answered once another
 /// node leads: as long as the disk may take.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
-
-/// What a node is told at its start.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Its id.
-    pub id: u64,
-    /// The members that form a new cluster and their addresses; this node alone if empty.
-    pub members: BTreeMap<u64, String>,
-    /// Whether a node without data waits to be added to a cluster instead of forming one.
-    pub join: bool,
-    /// Where other nodes connect; its own address in a cluster of its own.
-    pub peer_listen: SocketAddr,
-    /// What only the nodes of the cluster know.
-    pub secret: Option<Secret>,
-    /// The certificate for other nodes; without one, connections are not encrypted.
-    pub tls: Option<PeerFiles>,
-    /// How long a follower waits for its leader, at least; at most twice as long.
-    pub election_timeout: Duration,
-    /// How often a leader shows itself.
-    pub heartbeat: Duration,
-    /// Bytes of applied entries that stay in the log, for peers that are behind
-    /// and for a state machine that is restored from a backup.
-    pub log_keep: u64,
-    /// Reads from the state machine that may be under way at once.
-    pub readers: usize,
-}
 
 /// A running node; a cheap handle.
 #[derive(Clone)]
@@ -103,7 +77,7 @@ impl Node {
         state_machine: Arc<dyn StateMachine>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let opened = open(dir, &state_machine, options.id).await?;
+        let opened = open(dir, &state_machine, &options).await?;
         let log = opened.log.clone();
         let promise = Promise::of(&log, opened.alone, options.election_timeout);
         let condition = Arc::new(Condition::default());
@@ -124,7 +98,7 @@ impl Node {
         let peers = join::peers(&options, opened.recorded.as_ref(), &log, dir.raft_log())?;
         let has_company = options.join || peer::has_others(options.members.keys(), options.id);
         let listener = match has_company {
-            true => Some(peer::listen(options.peer_listen).await?),
+            true => Some(peers.local().listen(options.peer_listen).await?),
             false => None,
         };
         let beginning = Beginning {
@@ -433,7 +407,7 @@ impl Node {
             );
         }
         let (log, machine) = (node.gate.log.clone(), Arc::clone(&node.state_machine));
-        let closed = spawn_blocking(move || {
+        let closed = blocking(move || {
             let log = log.close();
             machine.close()?;
             Ok(log?)
@@ -448,7 +422,7 @@ impl Node {
         work: impl FnOnce(&dyn StateMachine) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, RequestError> {
         let machine = Arc::clone(&self.0.state_machine);
-        spawn_blocking(move || work(machine.as_ref()))
+        blocking(move || work(machine.as_ref()))
             .await
             .map_err(|_| RequestError::Stopping)?
             .map_err(unanswered)
@@ -468,10 +442,11 @@ impl Drop for Unwanted {
 async fn open(
     dir: &DataDir,
     state_machine: &Arc<dyn StateMachine>,
-    id: u64,
+    options: &Options,
 ) -> Result<Opened, StartError> {
+    let (id, disk) = (options.id, options.disk.clone());
     let (path, machine) = (dir.raft_log(), Arc::clone(state_machine));
-    let opened = spawn_blocking(move || open_log(&path, machine.as_ref(), id)).await;
+    let opened = blocking(move || open_log(&path, machine.as_ref(), id, disk)).await;
     opened.map_err(|_| StartError::Raft("a thread ended unexpectedly".into()))?
 }
 

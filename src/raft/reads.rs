@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::{spawn_blocking, yield_now};
+use tokio::task::yield_now;
 
+use super::blocking::blocking;
 use super::machine::Machine;
 use super::peer::{Confirmation, Leader};
 use super::types::Types;
@@ -122,7 +123,7 @@ async fn answer(state_machine: Arc<dyn StateMachine>, waiting: Vec<Waiting>) {
         .into_iter()
         .map(|read| (read.key, read.answer))
         .unzip();
-    let Ok(read) = spawn_blocking(move || state_machine.get(&keys)).await else {
+    let Ok(read) = blocking(move || state_machine.get(&keys)).await else {
         // The thread ended unexpectedly, which the clients notice by the dropped answers.
         return;
     };

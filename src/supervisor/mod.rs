@@ -351,6 +351,8 @@ impl<'a> Life<'a> {
             heartbeat: settings.raft.heartbeat,
             log_keep: settings.raft.log_keep,
             readers: usize::try_from(settings.cluster.sqlite.pool_size).unwrap_or(1),
+            transport: Arc::new(raft::Tcp),
+            disk: None,
         }
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod disk;
 pub(crate) mod fixture;
+pub(crate) mod history;
 pub(crate) mod linearizable;
 pub(crate) mod load;
 pub(crate) mod node;

@@ -11,9 +11,9 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value as Json, json};
 
 use crate::common::client::Client;
+use crate::common::history::{Fate, History};
 use crate::common::linearizable::{Action, Operation, Outcome, Value};
 use crate::common::node::Answer;
-use crate::history::{Fate, History};
 
 /// What keys begin with that all clients use.
 pub(crate) const CONTENDED: &str = "contended/";

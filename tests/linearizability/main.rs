@@ -22,7 +22,6 @@ mod clients;
 #[path = "../common/mod.rs"]
 mod common;
 mod data;
-mod history;
 mod links;
 mod run;
 mod site;

@@ -12,13 +12,12 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::handshake::{self, HandshakeError};
-use super::tls::Io;
 use super::{CONNECT_TIME, Said, Service, reason};
+use crate::raft::transport::Connection;
 use crate::telemetry::{Chain, events};
 
 /// Most handshakes at a time: a handful of members need one or two each, and
@@ -26,7 +25,7 @@ use crate::telemetry::{Chain, events};
 const MAX_STRANGERS: usize = 64;
 
 /// Who has shown who it is: its id and its connection.
-pub(super) type Known = (u64, Box<dyn Io>);
+pub(super) type Known = (u64, Box<dyn Connection>);
 
 /// A handshake that is under way.
 struct Stranger {
@@ -53,12 +52,12 @@ impl Door {
     }
 
     /// Begins the handshake with who has connected.
-    pub(super) fn knock(&mut self, tcp: TcpStream, from: IpAddr) {
+    pub(super) fn knock(&mut self, stream: Box<dyn Connection>, from: IpAddr) {
         if self.strangers.len() >= MAX_STRANGERS {
             self.make_room();
         }
         let (service, said) = (Arc::clone(&self.service), Arc::clone(&self.said));
-        let task = self.handshakes.spawn(greet(tcp, from, service, said));
+        let task = self.handshakes.spawn(greet(stream, from, service, said));
         self.strangers.push(Stranger { from, task });
     }
 
@@ -116,14 +115,14 @@ fn origin(address: IpAddr) -> IpAddr {
 
 /// Finds out who that is, and tells of who is refused.
 async fn greet(
-    tcp: TcpStream,
+    stream: Box<dyn Connection>,
     from: IpAddr,
     service: Arc<Service>,
     said: Arc<Said>,
 ) -> Option<Known> {
     let local = service.local();
     let greeting = async {
-        let mut stream = local.accept(tcp).await?;
+        let mut stream = local.accept(stream).await?;
         let id = handshake::answer(&mut stream, local).await?;
         Ok::<Known, HandshakeError>((id, stream))
     };

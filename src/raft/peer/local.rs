@@ -14,17 +14,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
-use tokio::task::spawn_blocking;
 
 use super::tls;
 use crate::certificate::TlsError;
 use crate::config::settings::PeerFiles;
+use crate::raft::blocking::blocking;
 use crate::raft::start::{self, Identity, StartError};
+use crate::raft::transport::{Connection, Listener, Tcp, Transport};
 use crate::storage::log::Log;
 use crate::telemetry::{Chain, events};
 
@@ -41,6 +42,7 @@ pub(in crate::raft) struct Local {
     /// Whether there is a secret, which is more than that everybody knows it.
     has_secret: bool,
     tls: Option<tls::Tls>,
+    transport: Arc<dyn Transport>,
     incarnation: u128,
     /// Where it is recorded what changes.
     book: Option<(Log, PathBuf)>,
@@ -76,6 +78,7 @@ impl Local {
             key: ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret),
             has_secret,
             tls: None,
+            transport: Arc::new(Tcp),
             incarnation: rand::random(),
             book: None,
             recording: Mutex::new(()),
@@ -90,6 +93,11 @@ impl Local {
         self.write().met = start::met(log, &path)?;
         self.book = Some((log.clone(), path));
         Ok(())
+    }
+
+    /// Reaches others, and is reached, by something else than TCP.
+    pub(in crate::raft) fn reach_by(&mut self, transport: Arc<dyn Transport>) {
+        self.transport = transport;
     }
 
     /// Speaks for the data of another node.
@@ -113,7 +121,7 @@ impl Local {
             .map_or(Ok(Vec::new()), |tls| tls.reload(files))
     }
 
-    pub(super) async fn connect(&self, address: &str) -> io::Result<Box<dyn tls::Io>> {
+    pub(super) async fn connect(&self, address: &str) -> io::Result<Box<dyn Connection>> {
         let reached = tokio::net::lookup_host(address).await?;
         let protected = self.has_secret || self.tls.is_some();
         let reached: Vec<_> = reached
@@ -124,19 +132,29 @@ impl Local {
                        cluster.secret, or cluster.tls_certificate, cluster.tls_key and cluster.tls_ca";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
-        let tcp = TcpStream::connect(reached.as_slice()).await?;
-        tcp.set_nodelay(true)?;
+        let stream = self.transport.connect(reached).await?;
         match &self.tls {
-            Some(tls) => tls.connect(tcp, address).await,
-            None => Ok(Box::new(tcp)),
+            Some(tls) => tls.connect(stream, address).await,
+            None => Ok(stream),
         }
     }
 
-    pub(super) async fn accept(&self, tcp: TcpStream) -> io::Result<Box<dyn tls::Io>> {
-        tcp.set_nodelay(true)?;
+    /// Listens for other nodes.
+    pub(in crate::raft) async fn listen(
+        &self,
+        address: SocketAddr,
+    ) -> Result<Box<dyn Listener>, StartError> {
+        let listen = |source| StartError::Listen { address, source };
+        self.transport.listen(address).await.map_err(listen)
+    }
+
+    pub(super) async fn accept(
+        &self,
+        stream: Box<dyn Connection>,
+    ) -> io::Result<Box<dyn Connection>> {
         match &self.tls {
-            Some(tls) => tls.accept(tcp).await,
-            None => Ok(Box::new(tcp)),
+            Some(tls) => tls.accept(stream).await,
+            None => Ok(stream),
         }
     }
 
@@ -326,7 +344,7 @@ impl Local {
         let Some((log, path)) = self.book.clone() else {
             return Ok(());
         };
-        let written = spawn_blocking(move || write(&log, &path)).await;
+        let written = blocking(move || write(&log, &path)).await;
         match written {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Chain(&error).to_string()),

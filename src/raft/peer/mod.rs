@@ -58,7 +58,7 @@ pub(super) use self::append::stream as stream_append;
 pub(super) use self::leader::{Confirmation, Leader};
 pub(super) use self::link::{Link, PeerError, Peers};
 pub(super) use self::local::Local;
-pub(super) use self::server::{has_others, listen, serve};
+pub(super) use self::server::{has_others, serve};
 pub(super) use self::service::Service;
 pub(super) use self::snapshot::{Receiver, send as send_snapshot};
 

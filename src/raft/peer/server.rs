@@ -8,12 +8,11 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use openraft::async_runtime::WatchReceiver as _;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::door::{Door, Known};
 use super::{FLOW_BYTES, MAX_CONNECTIONS, MAX_STREAMS, PING_INTERVAL, PING_TIME, Service};
-use crate::raft::start::StartError;
+use crate::raft::transport::Listener;
 use crate::telemetry::{Chain, events};
 
 /// How long nobody is let in when the system cannot take another connection.
@@ -27,16 +26,10 @@ pub(in crate::raft) fn has_others<'a>(members: impl IntoIterator<Item = &'a u64>
     members.into_iter().any(|member| *member != id)
 }
 
-/// Listens for other nodes.
-pub(in crate::raft) async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let listen = |source| StartError::Listen { address, source };
-    TcpListener::bind(address).await.map_err(listen)
-}
-
 /// Serves until it is dropped, which closes every connection. A node that has
 /// no listener yet, because it is alone, gets one when it has company.
 pub(in crate::raft) async fn serve(
-    listener: Option<TcpListener>,
+    listener: Option<Box<dyn Listener>>,
     address: SocketAddr,
     service: Arc<Service>,
 ) {
@@ -48,11 +41,11 @@ pub(in crate::raft) async fn serve(
         },
     };
     tracing::info!("Listening for other nodes on {address}");
-    accept(&listener, &service).await;
+    accept(listener.as_ref(), &service).await;
 }
 
 /// A listener once there is another member; `None` when the node stops before.
-async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> {
+async fn company(address: SocketAddr, service: &Service) -> Option<Box<dyn Listener>> {
     let mut metrics = service.raft.server_metrics();
     loop {
         let members = metrics.borrow_watched().membership_config.clone();
@@ -63,7 +56,7 @@ async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> 
         metrics.changed().await.ok()?;
     }
     loop {
-        match listen(address).await {
+        match service.local().listen(address).await {
             Ok(listener) => return Some(listener),
             Err(error) => tracing::error!(
                 MESSAGE_ID = events::PEER_LISTENER_FAILED,
@@ -76,7 +69,7 @@ async fn company(address: SocketAddr, service: &Service) -> Option<TcpListener> 
     }
 }
 
-async fn accept(listener: &TcpListener, service: &Arc<Service>) {
+async fn accept(listener: &dyn Listener, service: &Arc<Service>) {
     let mut door = Door::new(Arc::clone(service));
     let mut connections = JoinSet::new();
     let mut leaving = pin!(service.left());
@@ -120,7 +113,8 @@ async fn connection((from, stream): Known, service: Arc<Service>) {
         .keep_alive_timeout(PING_TIME)
         .initial_stream_window_size(FLOW_BYTES)
         .initial_connection_window_size(FLOW_BYTES)
-        .max_concurrent_streams(MAX_STREAMS);
+        .max_concurrent_streams(MAX_STREAMS)
+        .auto_date_header(false);
     let mut serving = pin!(http.serve_connection(TokioIo::new(stream), answer));
     let served = tokio::select! {
         served = &mut serving => served,

@@ -29,7 +29,6 @@ use futures_util::stream::{self, BoxStream};
 use openraft::Snapshot;
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 use tonic::{Status, Streaming};
 use xxhash_rust::xxh3::Xxh3;
@@ -38,6 +37,7 @@ use super::{Link, PeerError, Peers, Service, grpc};
 use crate::durable;
 use crate::format::entry::Vote;
 use crate::format::peer::{SnapshotAnswer, SnapshotHead, decode, encode};
+use crate::raft::blocking::blocking;
 use crate::raft::copies::Copy;
 use crate::raft::machine::SnapshotData;
 use crate::raft::types::{Meta, from_log_id, from_stored, from_vote, to_log_id, to_vote};
@@ -74,7 +74,7 @@ pub(in crate::raft) async fn send(
     let file = Arc::new(copy.file);
     let digest = {
         let file = Arc::clone(&file);
-        spawn_blocking(move || digest(&file)).await
+        blocking(move || digest(&file)).await
     };
     // A copy that cannot be read back is made again by who asked for this one.
     let (bytes, digest) = match digest {
@@ -167,7 +167,7 @@ async fn send_from(
     while next < head.bytes {
         let chunk = {
             let file = Arc::clone(file);
-            spawn_blocking(move || read_chunk(&file, next)).await
+            blocking(move || read_chunk(&file, next)).await
         };
         let chunk = match chunk {
             Ok(Ok(chunk)) if !chunk.is_empty() => chunk,
@@ -404,7 +404,7 @@ impl Part {
         }
         self.hash.update(&chunk);
         let (file, at) = (Arc::clone(&self.file), self.have);
-        let written = spawn_blocking(move || {
+        let written = blocking(move || {
             file.write_all_at(&chunk, at)?;
             if at / WRITEBACK != (at + length) / WRITEBACK {
                 durable::start_writeback(&file, 0, 0);
@@ -439,7 +439,7 @@ async fn install(
     };
     let checked = {
         let path = path.clone();
-        spawn_blocking(move || {
+        blocking(move || {
             durable::fsync(&file, &path).map_err(|error| failed(&error))?;
             storage::inspect_snapshot(&path).map_err(|error| failed(&error))
         })

@@ -10,11 +10,10 @@ use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use crate::certificate::{self, Names, TlsError};
 use crate::config::settings::PeerFiles;
+use crate::raft::transport::Connection;
 use crate::telemetry::count;
 
 const NAMES: Names = Names {
@@ -22,11 +21,6 @@ const NAMES: Names = Names {
     key: "cluster.tls_key",
 };
 const AUTHORITIES: (&str, &str) = ("certificate", "cluster.tls_ca");
-
-/// A connection, protected or not.
-pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// What both directions need; read again while connections are served.
 pub(super) struct Tls(RwLock<Configs>);
@@ -59,18 +53,25 @@ impl Tls {
     }
 
     /// Protects a connection to `address`, a host and a port.
-    pub(super) async fn connect(&self, tcp: TcpStream, address: &str) -> io::Result<Box<dyn Io>> {
+    pub(super) async fn connect(
+        &self,
+        stream: Box<dyn Connection>,
+        address: &str,
+    ) -> io::Result<Box<dyn Connection>> {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let host = host.trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host).map_err(io::Error::other)?;
         let connector = tokio_rustls::TlsConnector::from(self.configs().client);
-        Ok(Box::new(connector.connect(name, tcp).await?))
+        Ok(Box::new(connector.connect(name, stream).await?))
     }
 
     /// Protects a connection from another.
-    pub(super) async fn accept(&self, tcp: TcpStream) -> io::Result<Box<dyn Io>> {
+    pub(super) async fn accept(
+        &self,
+        stream: Box<dyn Connection>,
+    ) -> io::Result<Box<dyn Connection>> {
         let acceptor = tokio_rustls::TlsAcceptor::from(self.configs().server);
-        Ok(Box::new(acceptor.accept(tcp).await?))
+        Ok(Box::new(acceptor.accept(stream).await?))
     }
 }
 

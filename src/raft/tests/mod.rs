@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use self::authority::Authority;
 use super::suite::fresh;
-use super::{Consistency, Node, Options, RequestError, Status, Written};
+use super::{Consistency, Node, Options, RequestError, Status, Tcp, Written};
 use crate::config::settings::{Backend, Secret};
 use crate::format::entry::Request;
 use crate::layout::DataDir;
@@ -104,6 +104,8 @@ impl Cluster {
             heartbeat: Duration::from_millis(50),
             log_keep: self.log_keep,
             readers: 4,
+            transport: Arc::new(Tcp),
+            disk: None,
         }
     }
 

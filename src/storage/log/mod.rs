@@ -30,6 +30,7 @@
 //!   never an empty log.
 
 mod ahead;
+mod disk;
 mod error;
 mod file;
 mod patience;
@@ -47,10 +48,12 @@ use std::thread::JoinHandle;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
+use self::disk::Attached;
+pub use self::disk::{Disk, Hand};
 pub use self::error::LogError;
 use self::file::LogFile;
 use self::tail::{Encoded, Purge, TAIL_BYTES, Tail};
-use self::writer::{Change, Shared, Writer};
+use self::writer::{Change, Shared, State, Writer};
 use crate::format::entry::{Entry, VOTE, Vote};
 use crate::format::record::LogId;
 
@@ -77,8 +80,15 @@ pub struct Log(Arc<Handle>);
 
 struct Handle {
     shared: Arc<Shared>,
-    /// `None` once closed.
-    thread: Mutex<Option<JoinHandle<Result<(), LogError>>>>,
+    writing: Writing,
+}
+
+/// Who writes.
+enum Writing {
+    /// A thread; `None` once closed.
+    Thread(Mutex<Option<JoinHandle<Result<(), LogError>>>>),
+    /// Whoever the disk has write.
+    Hand(Arc<dyn Disk>, Mutex<Writer>),
 }
 
 impl Log {
@@ -109,8 +119,36 @@ impl Log {
             .map_err(|error| LogError::of("start the writer of", path, error.into()))?;
         Ok(Self(Arc::new(Handle {
             shared,
-            thread: Mutex::new(Some(thread)),
+            writing: Writing::Thread(Mutex::new(Some(thread))),
         })))
+    }
+
+    /// As [`Self::open`], but `disk` decides what is written to and when.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        begins_after: Option<LogId>,
+    ) -> Result<Self, LogError> {
+        let wrap = |file| Attached(disk.attach(file));
+        let (file, found) = LogFile::open(path, begins_after, wrap)?;
+        let tail = Tail::new(found.bounds, found.begin, found.bytes, TAIL_BYTES);
+        let shared = Arc::new(Shared::new(file, tail, found.vote, found.committed));
+        let writer = Mutex::new(Writer::new(Arc::clone(&shared)));
+        Ok(Self(Arc::new(Handle {
+            shared,
+            writing: Writing::Hand(disk, writer),
+        })))
+    }
+
+    /// See [`Shared::ask`].
+    fn ask(&self, done: Done, change: impl FnOnce(&mut State) -> Result<Change, LogError>) {
+        self.shared().ask(done, change);
+        if let Writing::Hand(disk, _) = &self.0.writing {
+            disk.asked(Hand(Arc::downgrade(&self.0)));
+        }
     }
 
     /// Where it begins and ends, with all that was asked for.
@@ -134,7 +172,7 @@ impl Log {
     /// Saves the vote; `done` when it is durable.
     pub fn save_vote(&self, vote: Vote, done: Done) {
         let encoded = vote.encode().map_err(|source| self.record(source));
-        self.shared().ask(done, |state| {
+        self.ask(done, |state| {
             let value = encoded?;
             state.vote = Some(vote);
             let name = VOTE.to_owned();
@@ -154,7 +192,7 @@ impl Log {
     /// appended.
     pub fn append(&self, entries: Vec<Entry>, done: Done) {
         let encoded = self.encode(&entries);
-        self.shared().ask(done, |state| {
+        self.ask(done, |state| {
             let encoded = encoded?;
             let Some(first) = entries.first().map(|entry| entry.log_id.index) else {
                 return Ok(Change::Nothing);
@@ -190,7 +228,7 @@ impl Log {
 
     /// Removes what lies behind `last`, which is in the log, or else everything.
     pub fn truncate_after(&self, last: Option<LogId>, done: Done) {
-        self.shared().ask(done, |state| {
+        self.ask(done, |state| {
             let from = state.tail.truncate(last);
             Ok(from.map_or(Change::Nothing, |from| Change::Truncate { from }))
         });
@@ -198,7 +236,7 @@ impl Log {
 
     /// Removes what lies up to `upto`, inclusive; the entries need not exist.
     pub fn purge(&self, upto: LogId, done: Done) {
-        self.shared().ask(done, |state| {
+        self.ask(done, |state| {
             Ok(match state.tail.purge(upto) {
                 Purge::Nothing => Change::Nothing,
                 Purge::Oldest => Change::Purge { upto },
@@ -284,8 +322,8 @@ impl Log {
         let (told, end) = std::sync::mpsc::channel();
         let done: Done = Box::new(move |result| drop(told.send(result)));
         let (name, value) = (name.to_owned(), value.to_vec());
-        self.shared()
-            .ask(done, |_| Ok(Change::Meta { name, value }));
+        self.ask(done, |_| Ok(Change::Meta { name, value }));
+        self.0.write_all();
         let result = end.recv().unwrap_or_else(|_| Err(LogError::Closed.into()));
         result.map_err(|error| match error.downcast::<LogError>() {
             Ok(error) => error,
@@ -343,13 +381,40 @@ impl Log {
 impl Handle {
     fn close(&self) -> Result<(), LogError> {
         self.shared.begin_closing();
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        match thread.take() {
-            // A `done` that holds the last handle is dropped by the writer itself.
-            Some(thread) if thread.thread().id() != std::thread::current().id() => {
-                thread.join().unwrap_or(Err(LogError::Closed))
+        match &self.writing {
+            Writing::Thread(thread) => {
+                let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+                match thread {
+                    // A `done` that holds the last handle is dropped by the writer itself.
+                    Some(thread) if thread.thread().id() != std::thread::current().id() => {
+                        thread.join().unwrap_or(Err(LogError::Closed))
+                    }
+                    _ => Ok(()),
+                }
             }
-            _ => Ok(()),
+            Writing::Hand(_, writer) => {
+                self.write_all();
+                writer
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .close()
+            }
+        }
+    }
+
+    /// Writes all that waits, unless there is a thread for that.
+    fn write_all(&self) {
+        while self.write_group() {}
+    }
+
+    /// Writes some of what waits; whether there was any.
+    fn write_group(&self) -> bool {
+        match &self.writing {
+            Writing::Thread(_) => false,
+            Writing::Hand(_, writer) => {
+                let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+                writer.write_group()
+            }
         }
     }
 }

@@ -11,9 +11,10 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redb::ReadableTable as _;
+use tokio::time::Instant;
 
 use super::file::{LogFile, Tables, save_position};
 use super::tail::{Encoded, Tail};
@@ -148,9 +149,7 @@ impl Shared {
     fn next_group(&self, purging: bool) -> Option<Group> {
         let mut state = self.state();
         loop {
-            let unsaved = state.committed != state.committed_written;
-            let ending = state.closing && unsaved && state.failed.is_none();
-            if purging || ending || !state.queue.is_empty() {
+            if state.has_work(purging) {
                 return Some(state.take_group());
             }
             if state.closing {
@@ -166,6 +165,12 @@ impl State {
     /// The number of the operation that is being asked for.
     pub(super) fn operation(&self) -> u64 {
         self.count + 1
+    }
+
+    fn has_work(&self, purging: bool) -> bool {
+        let unsaved = self.committed != self.committed_written;
+        let ending = self.closing && unsaved && self.failed.is_none();
+        purging || ending || !self.queue.is_empty()
     }
 
     /// Takes as much of the queue as one transaction may hold.
@@ -234,6 +239,24 @@ impl Writer {
         while let Some(group) = self.shared.next_group(self.purging.is_some()) {
             self.carry_out(group);
         }
+        self.close()
+    }
+
+    /// Writes a group of what waits, if there is any.
+    pub(super) fn write_group(&mut self) -> bool {
+        let group = {
+            let mut state = self.shared.state();
+            let purging = self.purging.is_some();
+            state.has_work(purging).then(|| state.take_group())
+        };
+        let there = group.is_some();
+        if let Some(group) = group {
+            self.carry_out(group);
+        }
+        there
+    }
+
+    pub(super) fn close(&self) -> Result<(), LogError> {
         let file = &self.shared.file;
         let closed = file.close();
         closed.map_err(|error| LogError::of("close", &file.path, error))

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::common::linearizable::{Action, Operation, Outcome, Value, check};
+use super::linearizable::{Action, Operation, Outcome, Value, check};
 
 /// What became of a write that is never overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,7 @@ struct Recorded {
     refusals: BTreeMap<String, u64>,
 }
 
+#[derive(Debug)]
 struct Placed {
     invoked: u64,
     completed: u64,
@@ -108,6 +109,15 @@ impl History {
             unknown.count(),
             recorded.kept.len(),
             recorded.refusals
+        )
+    }
+
+    /// Every moment of it.
+    pub(crate) fn text(&self) -> String {
+        let recorded = self.recorded();
+        format!(
+            "{:?} {:?} {:?}",
+            recorded.operations, recorded.kept, recorded.placed
         )
     }
 
