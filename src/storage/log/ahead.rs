@@ -12,12 +12,11 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Bound;
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use redb::{BackendError, StorageBackend};
+use redb::StorageBackend;
 
 use super::patience::is_full;
 
@@ -25,21 +24,10 @@ use super::patience::is_full;
 const AHEAD: usize = 1 << 20;
 static ZEROS: [u8; AHEAD] = [0; AHEAD];
 
-/// A file that is filled ahead of what is written to it.
+/// How far a file is filled.
 #[derive(Debug)]
-pub(super) struct Ahead<B> {
-    file: B,
+pub(super) struct Ahead {
     filled: Mutex<u64>,
-}
-
-impl<B> Ahead<B> {
-    /// Nothing at `written` or behind it was ever written to `file`.
-    pub(super) fn new(file: B, written: u64) -> Self {
-        Self {
-            file,
-            filled: Mutex::new(written),
-        }
-    }
 }
 
 /// Behind the last byte of `file` that was written, as far as the file system
@@ -61,88 +49,54 @@ pub(super) fn written(file: &File) -> io::Result<u64> {
     }
 }
 
-impl<B: StorageBackend> Ahead<B> {
-    /// Fills behind `end` if that is where nothing was written yet.
-    fn fill(&self, filled: &mut u64, end: u64) -> io::Result<()> {
-        if end <= *filled {
-            return Ok(());
+impl Ahead {
+    /// Nothing at `written` or behind it was ever written to the file.
+    pub(super) fn new(written: u64) -> Self {
+        Self {
+            filled: Mutex::new(written),
         }
-        let upto = self.file.len()?.min(end + AHEAD as u64);
-        // A page that lies far behind the others leaves a hole before it.
-        let from = (*filled).max(upto.saturating_sub(2 * AHEAD as u64));
-        *filled = upto.max(end);
-        let mut at = from;
-        while at < upto {
-            let length = (upto - at).min(AHEAD as u64);
-            let zeros = usize::try_from(length).map_or(&ZEROS[..], |length| &ZEROS[..length]);
-            match self.file.write(at, zeros) {
-                // Room for what matters may be left.
-                Err(error) if is_full(&error) => return Ok(()),
-                result => result?,
-            }
-            at += length;
-        }
-        Ok(())
-    }
-}
-
-impl<B: StorageBackend> StorageBackend for Ahead<B> {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
     }
 
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
+    pub(super) fn set_len(&self, file: &dyn StorageBackend, len: u64) -> io::Result<()> {
         let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
-        self.file.set_len(len)?;
+        file.set_len(len)?;
         *filled = (*filled).min(len);
         Ok(())
     }
 
-    fn sync_data(&self) -> io::Result<()> {
-        StorageBackend::sync_data(&self.file)
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
-        self.fill(&mut filled, offset + data.len() as u64)?;
-        self.file.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(
+    pub(super) fn write(
         &self,
-        start: Bound<u64>,
-        end: Bound<u64>,
-    ) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(start, end)
+        file: &dyn StorageBackend,
+        offset: u64,
+        data: &[u8],
+    ) -> io::Result<()> {
+        let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        fill(file, &mut filled, offset + data.len() as u64)?;
+        file.write(offset, data)
     }
+}
 
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(start, end)
+/// Fills behind `end` if that is where nothing was written yet.
+fn fill(file: &dyn StorageBackend, filled: &mut u64, end: u64) -> io::Result<()> {
+    if end <= *filled {
+        return Ok(());
     }
-
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(start, end)
+    let upto = file.len()?.min(end + AHEAD as u64);
+    // A page that lies far behind the others leaves a hole before it.
+    let from = (*filled).max(upto.saturating_sub(2 * AHEAD as u64));
+    *filled = upto.max(end);
+    let mut at = from;
+    while at < upto {
+        let length = (upto - at).min(AHEAD as u64);
+        let zeros = usize::try_from(length).map_or(&ZEROS[..], |length| &ZEROS[..length]);
+        match file.write(at, zeros) {
+            // Room for what matters may be left.
+            Err(error) if is_full(&error) => return Ok(()),
+            result => result?,
+        }
+        at += length;
     }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(start, end)
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -163,12 +117,22 @@ mod tests {
         file.open(path).unwrap()
     }
 
-    fn ahead(file: &File) -> Ahead<FileBackend> {
-        let written = written(file).unwrap();
-        Ahead::new(
-            FileBackend::new(file.try_clone().unwrap()).unwrap(),
-            written,
-        )
+    /// A file and how far it is filled.
+    struct Filled(FileBackend, Ahead);
+
+    impl Filled {
+        fn of(file: &File) -> Self {
+            let backend = FileBackend::new(file.try_clone().unwrap()).unwrap();
+            Self(backend, Ahead::new(written(file).unwrap()))
+        }
+
+        fn set_len(&self, len: u64) {
+            self.1.set_len(&self.0, len).unwrap();
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) {
+            self.1.write(&self.0, offset, data).unwrap();
+        }
     }
 
     #[test]
@@ -179,12 +143,12 @@ mod tests {
         for (n, place) in places.into_iter().enumerate() {
             // Opened anew each time, as after a restart.
             let file = file(&dir);
-            let ahead = ahead(&file);
+            let ahead = Filled::of(&file);
             if n == 0 {
-                ahead.set_len(LENGTH).unwrap();
+                ahead.set_len(LENGTH);
             }
             let page = [u8::try_from(n).unwrap() + 1; 4096];
-            ahead.write(place, &page).unwrap();
+            ahead.write(place, &page);
             let at = usize::try_from(place).unwrap();
             model[at..at + page.len()].copy_from_slice(&page);
             let mut found = vec![0; model.len()];
@@ -197,14 +161,14 @@ mod tests {
     fn a_page_behind_the_last_brings_blocks_for_those_to_come() {
         let dir = tempfile::tempdir().unwrap();
         let file = file(&dir);
-        let ahead = ahead(&file);
-        ahead.set_len(LENGTH).unwrap();
+        let ahead = Filled::of(&file);
+        ahead.set_len(LENGTH);
         assert_eq!(written(&file).unwrap(), 0);
-        ahead.write(0, &[1; 4096]).unwrap();
+        ahead.write(0, &[1; 4096]);
         file.sync_all().unwrap();
         let blocks = file.metadata().unwrap().blocks();
         assert!(blocks * 512 >= AHEAD as u64, "{blocks} blocks");
-        ahead.write(4096, &[1; 4096]).unwrap();
+        ahead.write(4096, &[1; 4096]);
         file.sync_all().unwrap();
         assert_eq!(file.metadata().unwrap().blocks(), blocks);
     }
@@ -213,12 +177,12 @@ mod tests {
     fn what_was_cut_off_is_filled_again() {
         let dir = tempfile::tempdir().unwrap();
         let file = file(&dir);
-        let ahead = ahead(&file);
-        ahead.set_len(LENGTH).unwrap();
-        ahead.write(8 << 20, &[1; 4096]).unwrap();
-        ahead.set_len(4096).unwrap();
-        ahead.set_len(LENGTH).unwrap();
-        ahead.write(4096, &[1; 4096]).unwrap();
+        let ahead = Filled::of(&file);
+        ahead.set_len(LENGTH);
+        ahead.write(8 << 20, &[1; 4096]);
+        ahead.set_len(4096);
+        ahead.set_len(LENGTH);
+        ahead.write(4096, &[1; 4096]);
         assert!(written(&file).unwrap() > AHEAD as u64);
     }
 }

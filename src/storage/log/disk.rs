@@ -2,7 +2,6 @@
 //! writer's own thread: a simulated one, in tests.
 
 use std::fmt::Debug;
-use std::io;
 use std::sync::Weak;
 
 use redb::StorageBackend;
@@ -30,36 +29,5 @@ impl Hand {
     #[must_use]
     pub fn write(&self) -> bool {
         self.0.upgrade().is_some_and(|log| log.write_group())
-    }
-}
-
-/// What a disk attached.
-#[derive(Debug)]
-pub(super) struct Attached(pub(super) Box<dyn StorageBackend>);
-
-/// Locks are not handed on: nobody else has the file open.
-impl StorageBackend for Attached {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        StorageBackend::sync_data(self.0.as_ref())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.0.close()
     }
 }

@@ -19,7 +19,8 @@ use redb::{
 };
 
 use super::ahead::{self, Ahead};
-use super::patience::{Patience, Patient};
+use super::backend::Backend;
+use super::patience::Patience;
 use super::tail::{ENTRY_OVERHEAD, Encoded};
 use super::{Bounds, LogError};
 use crate::durable;
@@ -77,10 +78,10 @@ pub(super) struct Tables<'t> {
 impl LogFile {
     /// Opens the file at `path`, made if it is missing. `wrap` may put
     /// something between redb and the file.
-    pub(super) fn open<B: StorageBackend>(
+    pub(super) fn open(
         path: &Path,
         begins_after: Option<LogId>,
-        wrap: impl Fn(FileBackend) -> B,
+        wrap: impl Fn(FileBackend) -> Box<dyn StorageBackend>,
     ) -> Result<(Self, Found), LogError> {
         let existing = OpenOptions::new().read(true).write(true).open(path);
         let file = match existing {
@@ -94,11 +95,12 @@ impl LogFile {
         let (patience, syncs) = (Arc::<Patience>::default(), Arc::<AtomicU64>::default());
         let written = ahead::written(&file).map_err(|error| cannot_open(path, error.into()))?;
         let database = contained(|| {
-            let file = Patient::new(
-                Ahead::new(wrap(FileBackend::new(file)?), written),
-                Arc::clone(&patience),
-                Arc::clone(&syncs),
-            );
+            let file = Backend {
+                file: wrap(FileBackend::new(file)?),
+                ahead: Ahead::new(written),
+                patience: Arc::clone(&patience),
+                syncs: Arc::clone(&syncs),
+            };
             Ok(Builder::new()
                 .set_cache_size(CACHE_BYTES)
                 .create_with_backend(file)?)

@@ -1,11 +1,11 @@
 //! The Raft log, in redb: entries, vote, committed and purged position.
 //!
-//! One thread writes. What is asked for is queued in its order, and all that
+//! One thread writes, or in a simulation whoever its `disk` has write. What is asked for is queued in its order, and all that
 //! waits is made durable in one transaction, with one fdatasync (`writer`).
 //! What was asked for counts at once for everybody who reads: bounds, vote and
 //! the newest entries are in memory (`tail`), older entries are read from the
 //! file (`file`). A disk that is full is waited for (`patience`); its
-//! blocks are asked for a piece ahead (`ahead`).
+//! blocks are asked for a piece ahead (`ahead`); `backend` is the file with both.
 //!
 //! Invariants:
 //!
@@ -30,6 +30,7 @@
 //!   never an empty log.
 
 mod ahead;
+mod backend;
 mod disk;
 mod error;
 mod file;
@@ -48,7 +49,6 @@ use std::thread::JoinHandle;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
-use self::disk::Attached;
 pub use self::disk::{Disk, Hand};
 pub use self::error::LogError;
 use self::file::LogFile;
@@ -100,14 +100,14 @@ impl Log {
     /// When the file cannot be made or opened, is in an older format, is no log,
     /// or is damaged as far as that shows at its ends and in a sample.
     pub fn open(path: &Path, begins_after: Option<LogId>) -> Result<Self, LogError> {
-        Self::open_with(path, begins_after, TAIL_BYTES, |file| file)
+        Self::open_with(path, begins_after, TAIL_BYTES, |file| Box::new(file))
     }
 
-    fn open_with<B: StorageBackend>(
+    fn open_with(
         path: &Path,
         begins_after: Option<LogId>,
         tail_bytes: u64,
-        wrap: impl Fn(FileBackend) -> B,
+        wrap: impl Fn(FileBackend) -> Box<dyn StorageBackend>,
     ) -> Result<Self, LogError> {
         let (file, found) = LogFile::open(path, begins_after, wrap)?;
         let tail = Tail::new(found.bounds, found.begin, found.bytes, tail_bytes);
@@ -132,8 +132,8 @@ impl Log {
         path: &Path,
         begins_after: Option<LogId>,
     ) -> Result<Self, LogError> {
-        let wrap = |file| Attached(disk.attach(file));
-        let (file, found) = LogFile::open(path, begins_after, wrap)?;
+        let attach = |file| disk.attach(file);
+        let (file, found) = LogFile::open(path, begins_after, attach)?;
         let tail = Tail::new(found.bounds, found.begin, found.bytes, TAIL_BYTES);
         let shared = Arc::new(Shared::new(file, tail, found.vote, found.committed));
         let writer = Mutex::new(Writer::new(Arc::clone(&shared)));

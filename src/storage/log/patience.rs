@@ -12,15 +12,11 @@
 //! on the disk, and a second one may succeed without having written it.
 
 use std::io;
-use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use redb::{BackendError, StorageBackend};
-
-use crate::telemetry::{count, events};
+use crate::telemetry::events;
 
 /// Between two tries on a full disk: nobody who frees space waits for this.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -64,7 +60,7 @@ impl Patience {
     }
 
     /// Does `work` until it succeeds, or fails for another reason than space.
-    fn insist(&self, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    pub(super) fn insist(&self, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let mut waited = false;
         let result = loop {
             match work() {
@@ -110,81 +106,4 @@ impl Patience {
 pub(super) fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded)
-}
-
-/// A file whose writer has patience.
-#[derive(Debug)]
-pub(super) struct Patient<B> {
-    file: B,
-    patience: Arc<Patience>,
-    syncs: Arc<AtomicU64>,
-}
-
-impl<B> Patient<B> {
-    /// `syncs` counts how often the file was made durable.
-    pub(super) fn new(file: B, patience: Arc<Patience>, syncs: Arc<AtomicU64>) -> Self {
-        Self {
-            file,
-            patience,
-            syncs,
-        }
-    }
-}
-
-impl<B: StorageBackend> StorageBackend for Patient<B> {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.patience.insist(|| self.file.set_len(len))
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        let began = Instant::now();
-        let synced = StorageBackend::sync_data(&self.file);
-        count::LOG_SYNCS.observe(began.elapsed());
-        synced
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.patience.insist(|| self.file.write(offset, data))
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(
-        &self,
-        start: Bound<u64>,
-        end: Bound<u64>,
-    ) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(start, end)
-    }
-
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(start, end)
-    }
-
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(start, end)
-    }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(start, end)
-    }
 }

@@ -40,9 +40,11 @@ impl Faults {
     }
 
     pub(super) fn open(self: &Arc<Self>, path: &Path, tail_bytes: u64) -> Log {
-        let wrap = |file| Faulty {
-            file,
-            faults: Arc::clone(self),
+        let wrap = |file| -> Box<dyn StorageBackend> {
+            Box::new(Faulty {
+                file,
+                faults: Arc::clone(self),
+            })
         };
         Log::open_with(path, None, tail_bytes, wrap).unwrap()
     }
