@@ -21,6 +21,8 @@ use crate::disk::SimulatedDisk;
 use crate::network::Simulated;
 
 const PORT: u16 = 7000;
+/// How long a leader may be silent.
+pub(crate) const ELECTION: Duration = Duration::from_secs(1);
 /// Clients that a node serves at a time.
 const SERVED: usize = 4;
 /// How often a machine looks what it is told to do.
@@ -194,7 +196,7 @@ impl Machine {
             peer_listen: SocketAddr::from((address(self.id), PORT)),
             secret: Some(Secret::new("what-only-these-nodes-know")),
             tls: None,
-            election_timeout: Duration::from_secs(1),
+            election_timeout: ELECTION,
             heartbeat: Duration::from_millis(250),
             log_keep: LOG_KEEP,
             readers: 4,

@@ -33,7 +33,8 @@ use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use run::{Run, run};
+use machine::ELECTION;
+use run::{Gone, Run, gaps, run};
 
 /// Runs at a time.
 const AT_ONCE: usize = 2;
@@ -123,6 +124,26 @@ fn a_seed_has_the_same_happen_in_the_same_moments() {
     });
     assert_eq!(first, second);
     assert_ne!(summary(&child(NAME, seed + 1)), Some(first));
+}
+
+/// Of simulated time a test may say how much: it is always the same. Writes went on being
+/// sent to a leader that was off until the attempt to connect was given up, for two seconds.
+#[test]
+fn a_leader_that_is_gone_is_replaced_and_nobody_waits_for_it() {
+    const TIMES: usize = 5;
+    for gone in [Gone::Off, Gone::Unplugged] {
+        let mut all: Vec<_> = (1..=2).flat_map(|seed| gaps(seed, TIMES, gone)).collect();
+        all.sort_unstable();
+        println!("{gone:?}: {all:?}");
+        assert_eq!(all.len(), 2 * TIMES);
+        // A round of votes in which nobody wins is rare, and takes as long again.
+        let median = all[all.len() / 2];
+        assert!(median < ELECTION * 3 / 2, "{gone:?}: {all:?}");
+        assert!(
+            all.iter().all(|gap| *gap < ELECTION * 23 / 10),
+            "{gone:?}: {all:?}"
+        );
+    }
 }
 
 /// The proof of the proof: disks that say that they have synced, and have not.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use aspen::config::settings::Backend;
@@ -16,7 +17,7 @@ use crate::clients::Clients;
 use crate::disk::SimulatedDisk;
 use crate::log;
 use crate::machine::{Machine, Order, address, peer};
-use crate::troubles::{TROUBLES, Trouble};
+use crate::troubles::{TROUBLES, Trouble, each_pair, off};
 
 /// What passes at once; messages take at least as long.
 const TICK: Duration = Duration::from_millis(1);
@@ -54,15 +55,26 @@ pub(crate) struct World {
     lying_disks: bool,
 }
 
-/// Carries out a run in this process, all of which follows from `seed`.
-pub(crate) fn run(seed: u64, run: Run) {
+/// Has a cluster live in this process, in which everything follows from `seed`.
+fn simulate(seed: u64, run: Run, live: impl FnOnce(&mut World) + Send + 'static) {
     // A thread of its own has drawn nothing yet.
     let running = std::thread::spawn(move || {
         chance::follow(seed);
         log::write();
         let mut world = World::new(seed, &run);
         world.form();
-        let struck = world.trouble(Duration::from_secs(run.seconds));
+        live(&mut world);
+    });
+    if running.join().is_err() {
+        panic!("ASPEN_TEST_SEED={seed} fails");
+    }
+}
+
+/// One trouble after the other, and then the judgement.
+pub(crate) fn run(seed: u64, run: Run) {
+    let time = Duration::from_secs(run.seconds);
+    simulate(seed, run, move |world| {
+        let struck = world.trouble(time);
         world.judge();
         let seconds = world.sim.elapsed().as_secs();
         let history = &world.clients.history;
@@ -72,9 +84,49 @@ pub(crate) fn run(seed: u64, run: Run) {
             xxh3_64(history.text().as_bytes())
         );
     });
-    if running.join().is_err() {
-        panic!("ASPEN_TEST_SEED={seed} fails");
-    }
+}
+
+/// How a leader goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gone {
+    /// Its power is cut: connections end, and new ones are not refused either.
+    Off,
+    /// Nothing comes through to it any more, which its connections do not tell.
+    Unplugged,
+}
+
+/// How long no write is answered when the leader is gone, `times` times.
+pub(crate) fn gaps(seed: u64, times: usize, gone: Gone) -> Vec<Duration> {
+    let (tell, told) = mpsc::channel();
+    simulate(seed, Run::default(), move |world| {
+        for _ in 0..times {
+            world.until("there is no leader", |world| world.leader().is_some());
+            let leader = world.leader().unwrap();
+            let began = world.sim.elapsed();
+            let others: Vec<_> = world.ids().into_iter().filter(|id| *id != leader).collect();
+            match gone {
+                Gone::Off => off(world, leader, true),
+                Gone::Unplugged => each_pair(&[leader], &others, |a, b| {
+                    world.sim.partition(address(a), address(b));
+                }),
+            }
+            // What it has answered is still on its way.
+            world.pass(4 * LATENCY);
+            let before = world.clients.history.acknowledged();
+            world.until("no write is acknowledged", |world| {
+                world.clients.history.acknowledged() > before
+            });
+            tell.send(world.sim.elapsed() - began).unwrap();
+            match gone {
+                Gone::Off => world.sim.bounce(address(leader)),
+                Gone::Unplugged => each_pair(&[leader], &others, |a, b| {
+                    world.sim.repair(address(a), address(b));
+                }),
+            }
+            world.pass(Duration::from_secs(8));
+        }
+    });
+    told.iter().collect()
 }
 
 impl World {

@@ -190,7 +190,7 @@ fn parts(world: &mut World) -> (Vec<u64>, Vec<u64>) {
     (inside, outside)
 }
 
-fn each_pair(inside: &[u64], outside: &[u64], mut act: impl FnMut(u64, u64)) {
+pub(crate) fn each_pair(inside: &[u64], outside: &[u64], mut act: impl FnMut(u64, u64)) {
     for a in inside {
         for b in outside {
             act(*a, *b);
@@ -199,7 +199,7 @@ fn each_pair(inside: &[u64], outside: &[u64], mut act: impl FnMut(u64, u64)) {
 }
 
 /// A machine's power is cut, or only its process killed.
-fn off(world: &mut World, victim: u64, power: bool) {
+pub(crate) fn off(world: &mut World, victim: u64, power: bool) {
     let machine = &world.machines[&victim];
     match power {
         true => machine.disk.cut_power(),

@@ -1,15 +1,15 @@
 //! Writes, gathered: what waits goes to the leader in one message, whether that
 //! is this node or another, and what arrives meanwhile in the next.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use openraft::errors::ClientWriteError;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::CONNECT_TIME;
 use super::leader::{Known, Leader};
 use crate::format::entry::Request;
 use crate::format::peer::{Answer, Call, Fate};
@@ -29,6 +29,23 @@ const MAX_UNDER_WAY: usize = 8;
 pub(super) struct Waiting {
     pub(super) request: Request,
     pub(super) fate: oneshot::Sender<Fate>,
+}
+
+/// Who waits for the fate of a write.
+struct Asker {
+    /// `None` once told.
+    fate: Option<oneshot::Sender<Fate>>,
+    /// Whether the write happens once, however often it is asked for.
+    once: bool,
+}
+
+impl Asker {
+    fn tell(&mut self, fate: Fate) {
+        if let Some(asker) = self.fate.take() {
+            // A client that went away does not wait for its answer.
+            let _ = asker.send(fate);
+        }
+    }
 }
 
 impl Leader {
@@ -98,35 +115,50 @@ impl Leader {
             let count = taken.iter().map(fits).take_while(|fits| *fits).count();
             let batch: Vec<_> = taken.drain(..count).collect();
             let leader = self.clone();
-            tokio::spawn(async move {
-                leader.send(batch).await;
-                drop(place);
-            });
+            tokio::spawn(async move { leader.send(batch, place).await });
         }
     }
 
-    async fn send(&self, batch: Vec<Waiting>) {
-        let (requests, told): (Vec<_>, Vec<_>) = batch
+    async fn send(&self, batch: Vec<Waiting>, place: OwnedSemaphorePermit) {
+        let (requests, mut askers): (Vec<_>, Vec<_>) = batch
             .into_iter()
-            .map(|waiting| (waiting.request, waiting.fate))
+            .map(|waiting| {
+                let once = matches!(waiting.request, Request::Idempotent(_));
+                let fate = Some(waiting.fate);
+                (waiting.request, Asker { fate, once })
+            })
             .unzip();
         let fates = match self.known() {
             Known::Me => self.propose_all(requests).await,
-            Known::Other { id, address } => self.forwarded(id, &address, requests).await,
-            Known::Nobody => vec![Fate::NotLeader; told.len()],
+            Known::Other { id, address } => {
+                let mut forwarded = pin!(self.forwarded(id, &address, requests));
+                tokio::select! {
+                    biased;
+                    fates = &mut forwarded => fates,
+                    () = self.deposed(id) => {
+                        // It may answer yet, and may be gone for good. What comes next need not
+                        // wait behind that, nor what happens once, whoever is asked for it.
+                        drop(place);
+                        for asker in askers.iter_mut().filter(|asker| asker.once) {
+                            asker.tell(Fate::Unconfirmed);
+                        }
+                        forwarded.await
+                    }
+                }
+            }
+            Known::Nobody => vec![Fate::NotLeader; askers.len()],
         };
-        for (fate, told) in fates.into_iter().zip(told) {
-            // A client that went away does not wait for its answer.
-            let _ = told.send(fate);
+        for (fate, asker) in fates.into_iter().zip(&mut askers) {
+            asker.tell(fate);
         }
     }
 
     async fn forwarded(&self, id: u64, address: &str, requests: Vec<Request>) -> Vec<Fate> {
         let count = requests.len();
-        let answered = async {
-            let link = self.peers.link(id, address, CONNECT_TIME).await?;
-            link.call(&Call::Write(requests), REQUEST_TIME).await
+        let Some(link) = self.reach(id, address).await else {
+            return vec![Fate::NotLeader; count];
         };
+        let answered = async { link?.call(&Call::Write(requests), REQUEST_TIME).await };
         match answered.await {
             Ok(Answer::Written(fates)) if fates.len() == count => fates,
             Ok(Answer::NoMember(at)) => {

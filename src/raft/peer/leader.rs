@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::gather::Waiting;
-use super::{CONNECT_TIME, Peers};
+use super::{CONNECT_TIME, Link, PeerError, Peers};
 use crate::format::entry::Request;
 use crate::format::peer::{Answer, Call, Fate};
 use crate::format::record::LogId;
@@ -273,6 +273,26 @@ impl Leader {
             .map_or(RequestError::NoLeader, RequestError::NoMember)
     }
 
+    /// Returns once node `id` does not lead any more, as far as this node knows.
+    pub(super) async fn deposed(&self, id: u64) {
+        let mut metrics = self.raft.server_metrics();
+        while metrics.borrow_watched().current_leader == Some(id) {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The connection to node `id`; none if it does not lead any more before there is one:
+    /// nothing was sent, and whoever leads then can be asked instead.
+    pub(super) async fn reach(&self, id: u64, address: &str) -> Option<Result<Link, PeerError>> {
+        tokio::select! {
+            biased;
+            link = self.peers.link(id, address, CONNECT_TIME) => Some(link),
+            () = self.deposed(id) => None,
+        }
+    }
+
     /// Waits for a change of what is known about the leader, or a little while.
     async fn change(&self, patience: Duration) -> Result<(), RequestError> {
         let mut metrics = self.raft.server_metrics();
@@ -319,7 +339,13 @@ impl Leader {
             let link = self.peers.link(id, address, CONNECT_TIME).await?;
             link.call(&call, REQUEST_TIME).await
         };
-        match asked.await {
+        let answered = tokio::select! {
+            biased;
+            answered = asked => answered,
+            // Whoever leads then can tell as well.
+            () = self.deposed(id) => return Ok(None),
+        };
+        match answered {
             Ok(Answer::ReadIndex(upto)) => Ok(upto),
             Ok(Answer::NoMember(at)) => {
                 self.peers.local().removed(at);

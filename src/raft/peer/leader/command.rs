@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-use super::{CONNECT_TIME, Known, Leader};
+use super::{Known, Leader};
 use crate::format::peer::{Answer, Call, Command, Commanded, Refusal};
 use crate::raft::{CommandError, lead, members};
 
@@ -103,10 +103,10 @@ impl Leader {
         address: &str,
         command: Command,
     ) -> Result<Commanded, Refusal> {
-        let asked = async {
-            let link = self.peers.link(id, address, CONNECT_TIME).await?;
-            link.call(&Call::Command(command), COMMAND_TIME).await
+        let Some(link) = self.reach(id, address).await else {
+            return Err(Refusal::NotLeader);
         };
+        let asked = async { link?.call(&Call::Command(command), COMMAND_TIME).await };
         match asked.await {
             Ok(Answer::Commanded(done)) => done,
             Ok(Answer::NoMember(at)) => {
