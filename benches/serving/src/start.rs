@@ -1,5 +1,9 @@
 //! From exec to `READY=1`, as systemd sees it, beside little data and beside
 //! much, after a clean end and after a kill in the middle of puts.
+//!
+//! After a kill the log is read through, however much the state machine holds.
+//! So for these starts both logs are made as long as they get; for those after
+//! a clean end the small state machine has the short log of its few puts.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -15,13 +19,18 @@ use crate::server::{Peer, Server, Wrapping};
 use crate::setting::{describe, fdatasync_rate};
 use crate::{Bench, table};
 
-/// Starts of each kind.
-const STARTS: usize = 5;
+/// Starts of each store after a clean end: milliseconds each, of which anything
+/// else on the machine takes its part, so that there have to be many.
+const CLEAN_STARTS: usize = 25;
+/// Starts of each store after a kill, for which there has to be a load.
+const KILLED_STARTS: usize = 5;
 /// Keys of the small state machine: with their values, 1 MB.
 const FEW: u64 = 1_000;
 /// Puts before a kill.
 const BUSY: Duration = Duration::from_secs(2);
 const CONNECTIONS: u64 = 64;
+/// After this a log is as short as `raft.log_keep` has it: the node looks every two seconds.
+const SHORTENED: Duration = Duration::from_secs(5);
 /// How much longer the large one may take.
 const REACH: f64 = 1.5;
 /// A start that takes longer has failed.
@@ -53,7 +62,9 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
     }
     println!("\n## From exec to READY=1\n");
     println!(
-        "Medians of {STARTS} starts, in turn, files in the page cache. {}\n",
+        "Medians of {CLEAN_STARTS} and {KILLED_STARTS} starts, in turn, files in the page cache. \
+         Before the kills as much is put into the small one as into the large one, so that their \
+         logs are as long. {}\n",
         describe(&bench.programs, &bench.dir, &disk)?
     );
     println!(
@@ -62,39 +73,64 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
         table::thousands(many)
     );
     println!("|---|---|---|---|---|");
-    for (end, what) in [
-        (End::Clean, "after a clean end"),
-        (End::Kill, "after `kill -9` in the middle of puts"),
+    for (end, starts, what) in [
+        (End::Clean, CLEAN_STARTS, "after a clean end"),
+        (
+            End::Kill,
+            KILLED_STARTS,
+            "after `kill -9` in the middle of puts",
+        ),
     ] {
+        if end == End::Kill {
+            for (shape, dir) in &stores {
+                lengthen(bench, *shape, dir, many * value_bytes as u64).await?;
+            }
+        }
         let mut runs = [Runs::default(), Runs::default()];
-        for _ in 0..STARTS {
+        for _ in 0..starts {
             for ((shape, dir), runs) in stores.iter().zip(&mut runs) {
                 end_once(bench, *shape, dir, end).await?;
                 runs.0.push(start_once(bench, dir)?);
             }
         }
-        let [few, many] = runs.each_ref().map(Runs::median);
-        let cell = |runs: &Runs| {
-            let (least, most) = runs.spread();
-            let median = table::time(runs.median());
-            format!("{median} ({} to {})", table::time(least), table::time(most))
-        };
-        let ratio = many / few;
-        let reached = if ratio <= REACH {
-            ""
-        } else {
-            ": **not reached**"
-        };
-        println!(
-            "| {what} | {} | {} | {ratio:.2} | at most {REACH} ×{reached} |",
-            cell(&runs[0]),
-            cell(&runs[1]),
-        );
+        print_row(what, &runs);
     }
     for (_, dir) in stores {
         std::fs::remove_dir_all(dir)?;
     }
     Ok(())
+}
+
+fn print_row(what: &str, runs: &[Runs; 2]) {
+    let [few, many] = runs.each_ref().map(Runs::median);
+    let cell = |runs: &Runs| {
+        let (least, most) = runs.spread();
+        let median = table::time(runs.median());
+        format!("{median} ({} to {})", table::time(least), table::time(most))
+    };
+    let ratio = many / few;
+    let reached = if ratio <= REACH {
+        ""
+    } else {
+        ": **not reached**"
+    };
+    println!(
+        "| {what} | {} | {} | {ratio:.2} | at most {REACH} ×{reached} |",
+        cell(&runs[0]),
+        cell(&runs[1]),
+    );
+}
+
+/// Puts the same keys again until `bytes` of values were put in all, and waits
+/// until the log is no longer than it is to be.
+async fn lengthen(bench: &Bench, shape: Shape, dir: &Path, bytes: u64) -> Result<()> {
+    let server = Server::start(&bench.programs, Peer::Sqlite, dir)?;
+    let once = shape.keys * shape.value_bytes as u64;
+    for _ in 1..bytes.div_ceil(once) {
+        fill(&server, shape).await?;
+    }
+    sleep(SHORTENED).await;
+    server.stop()
 }
 
 /// Brings the store into the state in which the measured start finds it.
