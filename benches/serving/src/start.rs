@@ -1,9 +1,10 @@
 //! From exec to `READY=1`, as systemd sees it, beside little data and beside
 //! much, after a clean end and after a kill in the middle of puts.
 //!
-//! After a kill the log is read through, however much the state machine holds.
-//! So for these starts both logs are made as long as they get; for those after
-//! a clean end the small state machine has the short log of its few puts.
+//! After a kill the log is read through, page by page, however much the state
+//! machine holds. So for these starts both logs are filled with single puts, of
+//! which they have most pages; for those after a clean end they are as the bulk
+//! load left them.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use tokio::time::sleep;
 
 use crate::common::{Result, Runs, settle};
 use crate::data::Shape;
-use crate::load::{Load, Request, Windows, fill};
+use crate::load::{Load, Request, Windows, fill, measure};
 use crate::server::{Peer, Server, Wrapping};
 use crate::setting::{describe, fdatasync_rate};
 use crate::{Bench, table};
@@ -29,6 +30,8 @@ const FEW: u64 = 1_000;
 /// Puts before a kill.
 const BUSY: Duration = Duration::from_secs(2);
 const CONNECTIONS: u64 = 64;
+/// Put before the kills: what a log holds at most before it is shortened to `raft.log_keep`.
+const LOG_BYTES: u64 = 320 << 20;
 /// After this a log is as short as `raft.log_keep` has it: the node looks every two seconds.
 const SHORTENED: Duration = Duration::from_secs(5);
 /// How much longer the large one may take.
@@ -63,8 +66,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
     println!("\n## From exec to READY=1\n");
     println!(
         "Medians of {CLEAN_STARTS} and {KILLED_STARTS} starts, in turn, files in the page cache. \
-         Before the kills as much is put into the small one as into the large one, so that their \
-         logs are as long. {}\n",
+         Before the kills both logs are filled with single puts. {}\n",
         describe(&bench.programs, &bench.dir, &disk)?
     );
     println!(
@@ -83,7 +85,8 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
     ] {
         if end == End::Kill {
             for (shape, dir) in &stores {
-                lengthen(bench, *shape, dir, many * value_bytes as u64).await?;
+                let bytes = LOG_BYTES.min(many * value_bytes as u64);
+                lengthen(bench, *shape, dir, bytes).await?;
             }
         }
         let mut runs = [Runs::default(), Runs::default()];
@@ -121,13 +124,15 @@ fn print_row(what: &str, runs: &[Runs; 2]) {
     );
 }
 
-/// Puts the same keys again until `bytes` of values were put in all, and waits
-/// until the log is no longer than it is to be.
+/// Puts one key at a time until the log holds nothing else, and waits until it is
+/// no longer than it is to be.
 async fn lengthen(bench: &Bench, shape: Shape, dir: &Path, bytes: u64) -> Result<()> {
     let server = Server::start(&bench.programs, Peer::Sqlite, dir)?;
-    let once = shape.keys * shape.value_bytes as u64;
-    for _ in 1..bytes.div_ceil(once) {
-        fill(&server, shape).await?;
+    let servers = [&server];
+    let mut put = 0;
+    while put < bytes {
+        let load = measure(&servers, &servers, shape, Request::Put, CONNECTIONS, BUSY);
+        put += load.await?.latencies.count() * shape.value_bytes as u64;
     }
     sleep(SHORTENED).await;
     server.stop()

@@ -2,7 +2,7 @@
 //!
 //! Every transaction is durable when it is committed (redb's default): one
 //! fdatasync, no second phase, no allocator state. What that leaves to the
-//! start after a kill is a walk over the file, some 0.25 s per 300 MB, which is
+//! start after a kill is a walk over the file, 0.2 to 0.5 s per 300 MB, which is
 //! worth less than a second fdatasync in every commit.
 
 use std::collections::BTreeMap;
