@@ -1,6 +1,7 @@
 //! Full disks, failing disks, and disks that take their time.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::fs::File;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use redb::BackendError;
@@ -14,6 +15,8 @@ pub(super) struct Faults {
     write: AtomicI32,
     grow: AtomicI32,
     sync: AtomicI32,
+    /// Bytes that were read.
+    read: AtomicU64,
     /// Whether syncing waits.
     held: Mutex<bool>,
     released: Condvar,
@@ -40,13 +43,13 @@ impl Faults {
     }
 
     pub(super) fn open(self: &Arc<Self>, path: &Path, tail_bytes: u64) -> Log {
-        let wrap = |file| -> Box<dyn StorageBackend> {
-            Box::new(Faulty {
-                file,
-                faults: Arc::clone(self),
-            })
-        };
+        let wrap = |file| -> Box<dyn StorageBackend> { Box::new(self.wrap(file)) };
         Log::open_with(path, None, tail_bytes, wrap).unwrap()
+    }
+
+    fn wrap(self: &Arc<Self>, file: FileBackend) -> Faulty {
+        let faults = Arc::clone(self);
+        Faulty { file, faults }
     }
 }
 
@@ -78,6 +81,8 @@ impl StorageBackend for Faulty {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let bytes = out.len() as u64;
+        self.faults.read.fetch_add(bytes, Ordering::SeqCst);
         self.file.read(offset, out)
     }
 
@@ -271,4 +276,31 @@ fn a_purge_and_its_record_survive_any_crash_together() {
     for step in [Some(4095), Some(8191), Some(9_999), Some(20_000)] {
         assert!(purged.contains(&step), "{step:?} of {purged:?}");
     }
+}
+
+/// Looking at 64 of them whatever their size was most of a start beside 1 GB, and
+/// with the largest values half a gigabyte of memory.
+#[test]
+fn opening_reads_few_of_the_entries_that_are_large() {
+    const SIZE: usize = 256 << 10;
+    let (_dir, path) = place();
+    let log = open(&path);
+    for index in 0..64 {
+        wait(|done| log.append(vec![entry(1, index, SIZE)], done));
+    }
+    drop(log);
+    // A debug build of redb reads all of the file.
+    let faults = Arc::new(Faults::default());
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let file = faults.wrap(FileBackend::new(file).unwrap());
+    drop(redb::Builder::new().create_with_backend(file).unwrap());
+    let anyway = faults.read.swap(0, Ordering::SeqCst);
+
+    let log = faults.open(&path, TAIL_BYTES);
+    // All of them take 32 MiB, since redb's pages are powers of two.
+    let read = faults.read.load(Ordering::SeqCst);
+    let more = read.saturating_sub(anyway);
+    assert!(more < 8 << 20, "{read} bytes, {anyway} of them anyway");
+    let index = log.index_for_last(16 * SIZE as u64);
+    assert!((48..=49).contains(&index), "{index}");
 }

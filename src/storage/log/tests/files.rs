@@ -135,6 +135,22 @@ fn a_gap_that_no_sample_meets_is_found_by_counting() {
 }
 
 #[test]
+fn damage_that_reaches_over_a_sixtieth_of_the_log_is_found_when_it_is_opened() {
+    let good: Vec<_> = (0..1000)
+        .map(|index| (index, entry(1, index, 10).encode().unwrap()))
+        .collect();
+    for from in [1, 250, 333, 500, 982] {
+        let (_dir, path) = place();
+        let mut entries: Vec<_> = good.iter().map(|(i, bytes)| (*i, &**bytes)).collect();
+        for entry in &mut entries[from..from + 17] {
+            entry.1 = b"damaged";
+        }
+        written(&path, &entries, &[]);
+        refused(&path, Exit::Data, &["entry", "restore"]);
+    }
+}
+
+#[test]
 fn a_damaged_entry_between_others_is_named_when_it_is_read() {
     let (_dir, path) = place();
     let good: Vec<_> = (0..1000)
