@@ -347,7 +347,8 @@ fn look(path: &Path, database: &Database) -> Result<Found, LogError> {
         }
     }
     if let Some((first, last)) = ends {
-        let what = match last - first + 1 {
+        let what = match (last - first).saturating_add(1) {
+            _ if last == u64::MAX => Some(format!("no log reaches entry {last}")),
             _ if first > behind => Some(format!(
                 "it begins with entry {first} though it was purged only up to entry {behind}, exclusive"
             )),

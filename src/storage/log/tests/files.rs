@@ -106,12 +106,16 @@ fn gaps_and_wrong_entries_are_found_when_the_log_is_opened() {
     let purged = crate::format::record::encode_position("x", id(1, 0)).unwrap();
     let purged: [(&str, &[u8]); 1] = [("last_purged_log_id", &purged)];
     type Case<'a> = (&'a [(u64, &'a [u8])], &'a [(&'a str, &'a [u8])], &'a str);
-    let cases: [Case<'_>; 7] = [
+    let highest = entry(u64::MAX);
+    let almost = crate::format::record::encode_position("x", id(1, u64::MAX - 1)).unwrap();
+    let almost: [(&str, &[u8]); 1] = [("last_purged_log_id", &almost)];
+    let cases: [Case<'_>; 8] = [
         (&[(0, &zero), (2, &two)], &[], "entry 1 is missing"),
         (&[(1, &one)], &[], "begins with entry 1"),
         (&[(2, &two)], &purged, "begins with entry 2"),
         (&[(0, &zero), (1, &two)], &[], "says that it is entry 2"),
         (&[(0, &zero), (1, b"damaged")], &[], "entry 1"),
+        (&[(u64::MAX, &highest)], &almost, "no log reaches"),
         (&[], &[("vote", b"short")], "record"),
         (&[], &[("committed", b"short")], "record"),
     ];
