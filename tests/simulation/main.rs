@@ -39,7 +39,7 @@ use run::{Gone, Run, gaps, run};
 /// Runs at a time.
 const AT_ONCE: usize = 2;
 /// Seeds by default, and where everything is tried.
-const SEEDS: (u64, u64) = (2, 8);
+const SEEDS: (u64, u64) = (2, 4);
 /// Seconds that a run may take: many times what it needs.
 const LIMIT: &str = "900";
 
