@@ -10,6 +10,9 @@
 //!    that, and have the log begin anew. This is bounded by the rest, and by
 //!    [`READER_WAIT`] for readers that are still in the old part.
 //!
+//! Meanwhile the log is written to the disk as it grows, so that the sync at the beginning
+//! of a checkpoint has little left to do.
+//!
 //! Who reads an old state (a snapshot of ours, somebody's `sqlite3` shell)
 //! keeps step 1 from getting to the end; then step 2 is left out, and the log
 //! grows until that reader is done. Nobody waits for it but a checkpoint asked
@@ -26,10 +29,10 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::Shared;
-use crate::durable;
 use crate::format::sqlite::{self, Access, OpenError};
 use crate::storage::{Checkpoint, Sizes, StorageError};
 use crate::telemetry::{count, events};
+use crate::{durable, layout};
 
 /// The log's length at which a checkpoint begins: long enough that a page that
 /// is written again and again is copied once, short enough to be read quickly
@@ -223,11 +226,27 @@ impl Shared {
         }
     }
 
+    /// Has the log written to the disk from `from` on, as far as it is, while it grows. Else the
+    /// sync with which a checkpoint begins would write all of it at once, and for as long as
+    /// that takes every sync of the Raft log would stand in line behind it.
+    fn write_back(&self, from: u64) -> u64 {
+        let bytes = self.pulse.bytes();
+        // It has begun anew.
+        let from = if from > bytes { 0 } else { from };
+        let [log, _] = layout::sqlite_companions(&self.path);
+        if bytes > from
+            && let Ok(log) = File::open(log)
+        {
+            durable::start_writeback(&log, from, bytes - from);
+        }
+        bytes
+    }
+
     /// What the checkpointing thread does until told to stop.
     pub(super) fn keep_short(&self) {
         let mut report = Report::default();
         let (mut commits, mut quiet_since) = (self.pulse.commits(), Instant::now());
-        let mut pinned = None;
+        let (mut pinned, mut written_back) = (None, 0);
         while self.pulse.wait(pinned.unwrap_or(LOOK), pinned.is_some()) {
             if self.pulse.commits() != commits {
                 (commits, quiet_since) = (self.pulse.commits(), Instant::now());
@@ -235,6 +254,7 @@ impl Shared {
             let idle = quiet_since.elapsed() >= IDLE;
             if self.pulse.bytes() < self.threshold && !idle {
                 pinned = None;
+                written_back = self.write_back(written_back);
                 continue;
             }
             let files = self.checkpointer.lock();

@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// How often the thread is told on the way to the threshold.
+const STEPS: u64 = 8;
+
 /// The length of the write-ahead log as of the last commit.
 pub(super) struct Pulse {
     page_bytes: AtomicU64,
@@ -39,8 +42,14 @@ impl Pulse {
         let bytes = |pages| pages * self.page_bytes.load(Ordering::Relaxed);
         let before = self.pages.swap(pages, Ordering::Relaxed);
         self.commits.fetch_add(1, Ordering::Relaxed);
+        let (before_bytes, bytes) = (bytes(before), bytes(pages));
         let threshold = self.threshold_bytes;
-        if before == 0 || (bytes(before) < threshold && bytes(pages) >= threshold) {
+        let step = (threshold / STEPS).max(1);
+        let is_told = match bytes < threshold {
+            true => before_bytes / step < bytes / step,
+            false => before_bytes < threshold,
+        };
+        if before == 0 || is_told {
             // Under the lock, or a thread between its look and its wait misses it.
             let _stop = self.lock();
             self.changed.notify_all();
@@ -73,8 +82,8 @@ impl Pulse {
         *self.lock()
     }
 
-    /// Waits until the log passes the threshold, or for `at_most`; with an empty
-    /// log for as long as that takes. False when told to stop.
+    /// Waits until the log passes a step on the way to the threshold, or for `at_most`;
+    /// with an empty log for as long as that takes. False when told to stop.
     pub(super) fn wait(&self, at_most: Duration, pinned: bool) -> bool {
         let stop = self.lock();
         let poisoned = PoisonError::into_inner;
