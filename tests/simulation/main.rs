@@ -8,7 +8,7 @@
 //! which is printed:
 //!
 //! ```text
-//! ASPEN_TEST_SEED=N cargo test --test simulation -- --nocapture
+//! ASPEN_TEST_SEED=N cargo test --test simulation whatever -- --nocapture
 //! ASPEN_TEST_LOG=debug                      with what the nodes say, on standard error
 //! ASPEN_TEST_SOAK_MINUTES=M                 new seeds for so many minutes, instead of a few
 //! ```
@@ -36,6 +36,8 @@ use std::time::{Duration, Instant};
 use machine::ELECTION;
 use run::{Gone, Run, gaps, run};
 
+/// Tells a test that it is a process of its own for one seed.
+const CHILD: &str = "ASPEN_TEST_SIMULATED_SEED";
 /// Runs at a time.
 const AT_ONCE: usize = 2;
 /// Seeds by default, and where everything is tried.
@@ -54,7 +56,7 @@ fn child(test: &str, seed: u64) -> Output {
     let mut command = Command::new("timeout");
     command.arg(LIMIT).arg(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env("ASPEN_TEST_SEED", seed.to_string());
+    command.env(CHILD, seed.to_string());
     command.output().unwrap()
 }
 
@@ -72,7 +74,7 @@ fn summary(output: &Output) -> Option<String> {
 #[test]
 fn whatever_happens_to_a_cluster_it_answers_as_one() {
     const NAME: &str = "whatever_happens_to_a_cluster_it_answers_as_one";
-    if let Some(seed) = number("ASPEN_TEST_SEED") {
+    if let Some(seed) = number(CHILD).or(number("ASPEN_TEST_SEED")) {
         return run(seed, Run::default());
     }
     let soak = number("ASPEN_TEST_SOAK_MINUTES").map(|minutes| Duration::from_secs(60 * minutes));
@@ -113,7 +115,7 @@ fn a_seed_has_the_same_happen_in_the_same_moments() {
         seconds: 20,
         ..Run::default()
     };
-    if let Some(seed) = number("ASPEN_TEST_SEED") {
+    if let Some(seed) = number(CHILD) {
         return run(seed, short);
     }
     let seed = rand::random::<u32>().into();
@@ -169,7 +171,7 @@ fn stale_reads_that_pose_as_linearizable_are_found_out() {
 
 /// Fails unless one of some runs fails, and says `why`.
 fn is_found_out(test: &str, lying: Run, why: &str) {
-    if let Some(seed) = number("ASPEN_TEST_SEED") {
+    if let Some(seed) = number(CHILD) {
         return run(seed, lying);
     }
     let found_out = (1..=8).find(|seed| {
