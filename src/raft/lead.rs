@@ -161,7 +161,8 @@ pub(super) async fn hand_over(
 
 /// Who leads in a later term than `term`; `None` when the node stops.
 async fn other_leader(raft: &Raft, term: u64) -> Option<Leads> {
-    let mut changes = raft.server_metrics();
+    // They are told last: whoever asks for the status afterwards sees it, too.
+    let mut changes = raft.metrics();
     loop {
         let vote = changes.borrow_watched().vote;
         if vote.committed && vote.leader_id.term > term {
