@@ -83,7 +83,9 @@ pub(super) fn open_log(
         log: path,
     };
     start::check(&pair)?;
-    let alone = is_alone(&log, &applied, id)?;
+    // Who voted for another has company, whatever became of the entries that say so.
+    let has_followed = log.vote().is_some_and(|vote| vote.node_id != id);
+    let alone = !has_followed && is_alone(&log, &applied, id)?;
     Ok(Opened {
         log,
         recorded,
@@ -223,7 +225,9 @@ async fn join(
 ) -> Result<bool, StartError> {
     let is_empty = !raft.is_initialized().await.map_err(refused)?;
     match (&recorded, is_empty) {
-        (Some(_), _) => return Ok(!is_empty),
+        // Power may be cut between the vote and the first entry: the others have that one, and
+        // cannot bring it before this node listens.
+        (Some(_), _) => return Ok(!is_empty && log.bounds().last.is_some()),
         (None, true) if options.join => {
             tracing::info!(
                 "Waiting to be added to a cluster: POST /admin/members on one of its nodes, with \
