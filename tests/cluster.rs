@@ -19,7 +19,7 @@ fn the_leader_is_killed_under_load_again_and_again_and_nothing_acknowledged_is_l
     let mut writers = writers(8, 100);
     for _ in 0..times(4, 60) {
         let leader = cluster.leader();
-        let followers = cluster.followers();
+        let followers = cluster.others(leader);
         let [one, other] = [cluster.address(followers[0]), cluster.address(followers[1])];
         let (half, rest) = writers.split_at_mut(4);
         under_load(half, one, || {
@@ -156,7 +156,7 @@ fn a_leader_that_is_stopped_under_load_hands_over_and_no_request_elsewhere_fails
     let mut handed_over = 0;
     for _ in 0..times(3, 20) {
         let leader = cluster.leader();
-        let followers = cluster.followers();
+        let followers = cluster.others(leader);
         let [one, other] = [cluster.address(followers[0]), cluster.address(followers[1])];
         let (half, rest) = writers.split_at_mut(3);
         under_load(half, one, || {
@@ -185,7 +185,7 @@ fn a_leader_that_is_stopped_under_load_hands_over_and_no_request_elsewhere_fails
 fn leadership_is_handed_over_on_request_to_any_node() {
     let mut cluster = Cluster::all(&["sqlite"; 3]);
     let leader = cluster.leader();
-    let [heir, asked] = cluster.followers()[..] else {
+    let [heir, asked] = cluster.others(leader)[..] else {
         panic!("{:?}", cluster.ids());
     };
     let lead = |cluster: &Cluster, on: u64, body: serde_json::Value| {
@@ -212,7 +212,7 @@ fn leadership_is_handed_over_on_request_to_any_node() {
         );
     }
     let alone = cluster.leader();
-    for id in cluster.followers() {
+    for id in cluster.others(alone) {
         cluster.kill(id);
     }
     let answer = until(

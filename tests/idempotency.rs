@@ -321,7 +321,7 @@ fn a_node_whose_leader_dies_sends_such_writes_again_by_itself() {
         .collect();
     for _ in 0..times(3, 40) {
         let leader = cluster.leader();
-        let stays = cluster.followers()[0];
+        let stays = cluster.others(leader)[0];
         let address = cluster.address(stays);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {

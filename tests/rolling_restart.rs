@@ -114,7 +114,7 @@ fn nothing_is_restarted_while_a_node_is_missing() {
     let asked = dir.join("asked");
     let mut cluster = settled();
     let leader = cluster.leader();
-    let away = cluster.followers()[0];
+    let away = cluster.others(leader)[0];
     cluster.kill(away);
     let address = cluster.address(leader);
     let answer = until(

@@ -195,7 +195,7 @@ fn a_cluster_is_told_by_every_node_and_a_lost_majority_too() {
     let mut cluster = Cluster::all(&["sqlite", "redb", "sqlite"]);
     let leader = cluster.leader();
     put(cluster.address(leader), "key", "value");
-    let followers = cluster.followers();
+    let followers = cluster.others(leader);
     browser.look("light", 1280);
     browser.go(&format!("http://{}/", cluster.address(leader)));
     browser.shows(&["healthy", "ready", "leader"]);

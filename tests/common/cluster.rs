@@ -159,9 +159,13 @@ impl Cluster {
 
     /// Those that run and do not lead.
     pub(crate) fn followers(&self) -> Vec<u64> {
-        let leader = self.leader();
+        self.others(self.leader())
+    }
+
+    /// Those that run, without node `id`, whoever leads meanwhile.
+    pub(crate) fn others(&self, id: u64) -> Vec<u64> {
         let mut ids = self.ids();
-        ids.retain(|id| *id != leader);
+        ids.retain(|other| *other != id);
         ids
     }
 }

@@ -14,6 +14,7 @@ use super::leader::{Known, Leader};
 use crate::format::entry::Request;
 use crate::format::peer::{Answer, Call, Fate};
 use crate::raft::REQUEST_TIME;
+use crate::telemetry::Chain;
 
 /// Most writes in one message.
 const MAX_BATCH: usize = 256;
@@ -168,7 +169,7 @@ impl Leader {
             Ok(_) => vec![Fate::Unconfirmed; count],
             Err(error) if error.is_undone() => vec![Fate::NotLeader; count],
             Err(error) => {
-                tracing::debug!("Forwarded writes are unconfirmed: {error}");
+                tracing::debug!("Forwarded writes are unconfirmed: {}", Chain(&error));
                 vec![Fate::Unconfirmed; count]
             }
         }

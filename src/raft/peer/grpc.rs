@@ -117,14 +117,14 @@ impl Http2 {
 }
 
 /// Whether a request that failed like this was not looked at by its receiver: the
-/// connection was closed before it was sent, or its receiver closes it and said so
-/// (RFC 9113, 6.8 and 8.7).
+/// connection was closed before it was sent (closed, or canceled while it stood in line),
+/// or its receiver closes it and said so (RFC 9113, 6.8 and 8.7).
 pub(super) fn was_not_taken(status: &Status) -> bool {
     let mut error: Option<&dyn Error> = Some(status);
     while let Some(at) = error {
         if at
             .downcast_ref::<hyper::Error>()
-            .is_some_and(hyper::Error::is_closed)
+            .is_some_and(|hyper| hyper.is_closed() || hyper.is_canceled())
         {
             return true;
         }

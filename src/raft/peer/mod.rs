@@ -4,7 +4,7 @@
 //! - `local`: this node, as its peers know it, and whom it has met.
 //! - `tls`, `handshake`: who is there, and may they; before the first byte of HTTP/2.
 //! - `link`: connections to others. `server`: connections from others; `door`: those
-//!   who have not shown yet who they are.
+//!   who have not shown yet who they are; `linger`: how a connection is closed.
 //! - `grpc`: messages as bytes in gRPC frames.
 //! - `append`, `snapshot`: both ends of the two streams.
 //! - `service`: what a call does here. `leader`: calls to whoever leads; `gather`:
@@ -43,6 +43,7 @@ mod gather;
 mod grpc;
 mod handshake;
 mod leader;
+mod linger;
 mod link;
 mod local;
 mod server;

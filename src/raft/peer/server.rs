@@ -11,6 +11,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use tokio::task::JoinSet;
 
 use super::door::{Door, Known};
+use super::linger::Lingering;
 use super::{FLOW_BYTES, MAX_CONNECTIONS, MAX_STREAMS, PING_INTERVAL, PING_TIME, Service};
 use crate::raft::transport::Listener;
 use crate::telemetry::{Chain, events};
@@ -99,6 +100,8 @@ async fn accept(listener: &dyn Listener, service: &Arc<Service>) {
 }
 
 async fn connection((from, stream): Known, service: Arc<Service>) {
+    // To the end, which whoever stops waits for.
+    let _open = service.leaving.subscribe();
     let (left, disowned) = (service.left(), service.local().disowned(from));
     let leaving = async {
         tokio::select! {
@@ -115,7 +118,7 @@ async fn connection((from, stream): Known, service: Arc<Service>) {
         .initial_connection_window_size(FLOW_BYTES)
         .max_concurrent_streams(MAX_STREAMS)
         .auto_date_header(false);
-    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), answer));
+    let mut serving = pin!(http.serve_connection(TokioIo::new(Lingering::new(stream)), answer));
     let served = tokio::select! {
         served = &mut serving => served,
         () = leaving => {

@@ -27,7 +27,7 @@ use crate::raft::reads::Raft;
 use crate::raft::types::{Types, from_log_id, from_vote, to_log_id, to_vote};
 use crate::telemetry::events;
 
-/// How long others may take to hear that a connection closes.
+/// How long others may take to hear that their connections close, and to close them.
 const LEAVE_TIME: Duration = Duration::from_secs(1);
 
 /// Answers to others.
@@ -83,7 +83,7 @@ impl StreamingService<Bytes> for Rpc {
 
 impl Service {
     /// Tells all who are connected to ask elsewhere, and answers what comes until
-    /// they know, which is for a moment.
+    /// they know, which is for a moment; returns when every connection is closed.
     pub(in crate::raft) async fn leave(&self) {
         self.leaving.send_replace(true);
         // Whoever does not hear of it finds out by himself.
