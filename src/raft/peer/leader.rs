@@ -260,6 +260,8 @@ impl Leader {
             (stored.log_id().is_some(), known)
         };
         let why = match (joined, known && !local.is_removed()) {
+            // It has a cluster, whose leader brings it the first entry.
+            (false, _) if !local.joins() => return None,
             (false, _) => "this node waits to be added to a cluster with POST /admin/members",
             (true, false) => "this node was removed from the cluster; ask a member of it",
             (true, true) => return None,

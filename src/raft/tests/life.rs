@@ -1,8 +1,10 @@
 //! Forming, writing and reading anywhere, losing the leader.
 
 use super::*;
-use crate::format::entry::Outcome;
+use crate::format::entry::{Outcome, Vote};
+use crate::raft::start::{Identity, cluster_id, record};
 use crate::storage::Range;
+use crate::storage::log::Log;
 
 const SQLITE: [Backend; 3] = [Backend::Sqlite; 3];
 
@@ -186,4 +188,36 @@ async fn addresses_in_the_configuration_win_over_stored_ones() {
     for node in cluster.nodes() {
         assert_eq!(get(node, "key").await.as_deref(), Some("value"));
     }
+}
+
+/// The first entry of a node that had voted gave way to the leader's, and its power was cut
+/// between the two. It waited at every start for a membership that nobody could bring.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_voted_and_has_no_entry_yet_starts_before_the_others_and_joins_them() {
+    let mut cluster = Cluster::new(&SQLITE);
+    let path = DataDir::new(cluster.dirs[2].path()).raft_log();
+    let log = Log::open(&path, None).unwrap();
+    let identity = Identity {
+        node_id: 3,
+        cluster_id: cluster_id(&cluster.addresses),
+        provisional: false,
+    };
+    record(&log, &identity, &path).unwrap();
+    let (done, saved) = tokio::sync::oneshot::channel();
+    let vote = Vote {
+        term: 1,
+        node_id: 1,
+        committed: false,
+    };
+    log.save_vote(vote, Box::new(|result| done.send(result).unwrap()));
+    saved.await.unwrap().unwrap();
+    log.close().unwrap();
+    let began = tokio::time::timeout(PATIENCE, cluster.start(3));
+    began.await.expect("a start needs nobody else");
+    assert!(cluster.node(3).ready().await.is_err());
+    cluster.start(1).await;
+    cluster.start(2).await;
+    set(cluster.node(3), "key", "value").await.unwrap();
+    assert_eq!(cluster.node(1).status().cluster_id, identity.cluster_id);
+    assert_eq!(get(cluster.node(3), "key").await.as_deref(), Some("value"));
 }
