@@ -17,7 +17,7 @@ use serde_json::json;
 fn the_leader_is_killed_under_load_again_and_again_and_nothing_acknowledged_is_lost() {
     let mut cluster = Cluster::all(&["sqlite", "sqlite", "redb"]);
     let mut writers = writers(8, 100);
-    for _ in 0..times(4, 60) {
+    for _ in 0..times(4, 40) {
         let leader = cluster.leader();
         let followers = cluster.others(leader);
         let [one, other] = [cluster.address(followers[0]), cluster.address(followers[1])];
@@ -48,7 +48,7 @@ fn the_leader_is_killed_under_load_again_and_again_and_nothing_acknowledged_is_l
 fn a_cluster_that_is_killed_whole_comes_back_with_all_that_was_acknowledged() {
     let mut cluster = Cluster::all(&["sqlite"; 3]);
     let mut writers = writers(6, 100);
-    for _ in 0..times(3, 30) {
+    for _ in 0..times(3, 20) {
         cluster.leader();
         let [a, b, c] = [1, 2, 3].map(|id| cluster.address(id));
         let (first, rest) = writers.split_at_mut(2);

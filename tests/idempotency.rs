@@ -319,7 +319,7 @@ fn a_node_whose_leader_dies_sends_such_writes_again_by_itself() {
             steps: 0,
         })
         .collect();
-    for _ in 0..times(3, 40) {
+    for _ in 0..times(3, 25) {
         let leader = cluster.leader();
         let stays = cluster.others(leader)[0];
         let address = cluster.address(stays);
