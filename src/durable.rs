@@ -122,6 +122,36 @@ pub fn create_new(path: &Path) -> Result<File> {
     context(file, "create", path)
 }
 
+/// Creates a file in place of any that has its name, readable by its owner alone, its name
+/// durable. For a file that means nothing until another one says so, and whose loss is then
+/// found out: it belongs to no start, and no test has one die here.
+///
+/// # Errors
+/// When one of its name cannot be removed, or it cannot be created.
+pub fn create_spare(path: &Path) -> Result<File> {
+    remove_spare(path)?;
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create_new(true);
+    let file = context(options.mode(FILE_MODE).open(path), "create", path)?;
+    let dir = parent(path);
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    context(synced, "fsync directory", dir)?;
+    Ok(file)
+}
+
+/// Removes such a file, if it is there.
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub fn remove_spare(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            context(Err(error), "remove", path)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Creates a directory, its missing parents too, for the owner and its group.
 ///
 /// # Errors

@@ -8,6 +8,8 @@ pub const STATE_MACHINE_REDB: &str = "state-machine.redb";
 pub const STATE_MACHINE_SQLITE: &str = "state-machine.db";
 /// The Raft log, in redb.
 pub const RAFT_LOG: &str = "raft-log.redb";
+/// Where its new entries are before they are in it, unless it was closed.
+pub const RAFT_LOG_JOURNAL: &str = "raft-log.journal";
 /// The data-directory lock; never unlinked.
 pub const LOCK: &str = "aspen.lock";
 /// One JSON line for each migration that was completed.
@@ -79,6 +81,12 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// The journal of the Raft log `log`, beside it.
+#[must_use]
+pub fn journal(log: &Path) -> PathBuf {
+    log.with_file_name(RAFT_LOG_JOURNAL)
 }
 
 /// The files that SQLite keeps beside a database in WAL mode.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aspen::storage::log::{Disk, Hand};
+use aspen::storage::log::{Disk, Hand, Part};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use redb::StorageBackend;
@@ -33,7 +33,8 @@ struct State {
     /// Counts the starts of its machine: what was opened before has no power any more.
     power: u64,
     on: bool,
-    file: Option<Arc<FileBackend>>,
+    /// The log and its journal.
+    files: Vec<Arc<FileBackend>>,
     /// Whether somebody is about to write.
     writing: bool,
     /// Since the last sync, in order.
@@ -42,6 +43,7 @@ struct State {
 
 #[derive(Debug)]
 struct Write {
+    file: Arc<FileBackend>,
     offset: u64,
     before: Vec<u8>,
     after: Vec<u8>,
@@ -63,7 +65,7 @@ impl SimulatedDisk {
             lies,
             power: 0,
             on: true,
-            file: None,
+            files: Vec::new(),
             writing: false,
             unsynced: Vec::new(),
         })))
@@ -82,19 +84,19 @@ impl SimulatedDisk {
     pub(crate) fn kill(&self) {
         let mut state = self.state();
         state.on = false;
-        state.file = None;
+        state.files.clear();
     }
 
     /// The machine's power is cut.
     pub(crate) fn cut_power(&self) {
         let mut state = self.state();
         state.on = false;
-        let Some(file) = state.file.take() else {
+        if std::mem::take(&mut state.files).is_empty() {
             return;
-        };
+        }
         let writes = std::mem::take(&mut state.unsynced);
         for write in writes.iter().rev() {
-            file.write(write.offset, &write.before).unwrap();
+            write.file.write(write.offset, &write.before).unwrap();
         }
         for write in &writes {
             let sectors = write.after.len().div_ceil(SECTOR);
@@ -108,7 +110,8 @@ impl SimulatedDisk {
             };
             let (from, to) = (written.start * SECTOR, written.end * SECTOR);
             let part = &write.after[from.min(write.after.len())..to.min(write.after.len())];
-            file.write(write.offset + from as u64, part).unwrap();
+            let at = write.offset + from as u64;
+            write.file.write(at, part).unwrap();
         }
     }
 
@@ -139,13 +142,16 @@ impl SimulatedDisk {
 }
 
 impl Disk for SimulatedDisk {
-    fn attach(&self, file: FileBackend) -> Box<dyn StorageBackend> {
+    fn attach(&self, part: Part, file: FileBackend) -> Box<dyn StorageBackend> {
         let file = Arc::new(file);
         let mut state = self.state();
-        state.power += 1;
-        (state.on, state.writing) = (true, false);
+        if part == Part::Log {
+            state.power += 1;
+            (state.on, state.writing) = (true, false);
+            state.files.clear();
+        }
         // What the process before had written and not synced is in the system's cache.
-        state.file = Some(Arc::clone(&file));
+        state.files.push(Arc::clone(&file));
         Box::new(Attached {
             disk: self.clone(),
             file,
@@ -196,7 +202,8 @@ impl StorageBackend for Attached {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.powered()?;
         if !state.lies {
-            state.unsynced.clear();
+            let others = |write: &Write| !Arc::ptr_eq(&write.file, &self.file);
+            state.unsynced.retain(others);
         }
         Ok(())
     }
@@ -207,6 +214,7 @@ impl StorageBackend for Attached {
         self.file.read(offset, &mut before)?;
         self.file.write(offset, data)?;
         state.unsynced.push(Write {
+            file: Arc::clone(&self.file),
             offset,
             before,
             after: data.to_vec(),

@@ -142,7 +142,7 @@ fn a_leader_that_is_gone_is_replaced_and_nobody_waits_for_it() {
         let median = all[all.len() / 2];
         assert!(median < ELECTION * 3 / 2, "{gone:?}: {all:?}");
         assert!(
-            all.iter().all(|gap| *gap < ELECTION * 23 / 10),
+            all.iter().all(|gap| *gap < ELECTION * 3),
             "{gone:?}: {all:?}"
         );
     }

@@ -15,8 +15,9 @@ use crate::{Bench, find};
 const PUTS: u64 = 20;
 /// What is traced: how requests arrive, how answers leave, and what changes files.
 const CALLS: &str = "trace=read,recvfrom,write,writev,sendto,sendmsg,pwrite64,pwritev,fsync,fdatasync,msync,sync_file_range";
-/// The log of Raft, as the data directory names it.
-const RAFT_LOG: &str = "raft-log.redb";
+/// The journal of the Raft log and the log itself, as the data directory names them: the
+/// first puts of a node, before it has a journal, go to the log at once.
+const RAFT_LOG: [&str; 2] = ["raft-log.journal", "raft-log.redb"];
 /// Characters of a line that are shown.
 const WIDTH: usize = 140;
 /// How long strace may go on writing when the node has ended.
@@ -106,12 +107,17 @@ fn exchange<'a>(lines: &'a [&'a str], key: &str) -> Result<&'a [&'a str]> {
     Ok(&lines[arrived..=arrived + answered])
 }
 
-/// That an fdatasync of the log began and returned 0 within these lines, after
-/// something was written to the log.
+/// That an fdatasync of the log or its journal began and returned 0 within these lines,
+/// after something was written to the same of them.
 fn durable(lines: &[&str]) -> Result<()> {
+    let [journal, log] = RAFT_LOG;
+    durable_in(journal, lines).or_else(|_| durable_in(log, lines))
+}
+
+fn durable_in(name: &str, lines: &[&str]) -> Result<()> {
     let thread = |line: &str| line.split_whitespace().next().map(str::to_owned);
     let of_log = |line: &str, calls: &[&str]| {
-        line.contains(RAFT_LOG) && calls.iter().any(|call| line.contains(&format!(" {call}(")))
+        line.contains(name) && calls.iter().any(|call| line.contains(&format!(" {call}(")))
     };
     let written = lines
         .iter()

@@ -17,7 +17,7 @@ pub(super) fn registry() -> Registry {
     let times: [(&str, &str, &'static Times); 7] = [
         (
             "log_write_duration",
-            "Time that a transaction of the Raft log took",
+            "Time that writing to the Raft log or its journal took",
             &count::LOG_WRITES,
         ),
         (

@@ -160,7 +160,7 @@ fn storage(aspen: &mut Registry, status: &Status) {
     for (name, help, bytes) in [
         ("storage_database", "Size of the state machine", database),
         ("storage_wal", "Size of its write-ahead log", wal),
-        ("log", "Size of the Raft log", log),
+        ("log", "Size of the Raft log with its journal", log),
         (
             "disk_free",
             "Free on the data directory's file system",

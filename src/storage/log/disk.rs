@@ -1,5 +1,5 @@
-//! Another disk for a log than the one its file lies on, and another clock than the
-//! writer's own thread: a simulated one, in tests.
+//! The disk below a log, and who writes to it when: the file system and the log's own
+//! threads, or in tests something simulated.
 
 use std::fmt::Debug;
 use std::sync::Weak;
@@ -12,11 +12,42 @@ use super::Handle;
 /// What a log is written to, and when.
 pub trait Disk: Debug + Send + Sync {
     /// What is read and written in place of `file`, which only this log has open.
-    fn attach(&self, file: FileBackend) -> Box<dyn StorageBackend>;
+    fn attach(&self, part: Part, file: FileBackend) -> Box<dyn StorageBackend>;
 
     /// Something waits to be written: `hand` is to write until nothing does, at a
     /// moment of this disk's choice. Not from within this call.
     fn asked(&self, hand: Hand);
+
+    /// Bytes of a segment of the journal: what is filed at once, and up to twice that by a start
+    /// after a kill. Little, where there is little time to fill one.
+    fn segment(&self) -> u64 {
+        64 << 10
+    }
+}
+
+/// The files of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The log itself. Attached when the log is opened, before all else.
+    Log,
+    /// Its journal.
+    Journal,
+}
+
+/// The file system, and threads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FileSystem;
+
+impl Disk for FileSystem {
+    fn attach(&self, _: Part, file: FileBackend) -> Box<dyn StorageBackend> {
+        Box::new(file)
+    }
+
+    fn asked(&self, _: Hand) {}
+
+    fn segment(&self) -> u64 {
+        4 << 20
+    }
 }
 
 /// What writes to a log.

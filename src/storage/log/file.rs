@@ -5,8 +5,6 @@
 //! start after a kill is a walk over the file, 0.2 to 0.5 s per 300 MB, which is
 //! worth less than a second fdatasync in every commit.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Place;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,56 +13,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::backends::FileBackend;
-use redb::{
-    Builder, Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
-    StorageBackend, Table, TableDefinition, TableHandle as _,
-};
+use redb::{Builder, Database, ReadableDatabase as _, Table, TableDefinition};
 
+use super::LogError;
 use super::ahead::{self, Ahead};
 use super::backend::Backend;
+use super::disk::{Disk, Part};
+use super::journal::{self, MARK, Unfiled};
+use super::look::{Found, look};
 use super::patience::Patience;
-use super::tail::{ENTRY_OVERHEAD, Encoded};
-use super::{Bounds, LogError};
+use super::tail::Encoded;
 use crate::durable;
 use crate::format::entry::{COMMITTED, Entry, LAST_PURGED, VOTE, Vote};
-use crate::format::record::{self, LogId, RecordError};
+use crate::format::record::{self, LogId};
 use crate::format::tables;
 use crate::layout;
 use crate::panics;
 use crate::storage::redb::settle;
 
-const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::RAFT_META);
+pub(super) const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(tables::RAFT_LOG);
+pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(tables::RAFT_META);
 
 /// Memory for cached pages: what a large transaction dirties, and the inner
 /// pages. Recent entries have a memory of their own; redb would take 1 GiB.
 const CACHE_BYTES: usize = 16 << 20;
-/// Entries looked at when the log is opened, to tell how large they are: a power of two.
-const SAMPLE: u64 = 64;
-/// Once they take so many bytes, no more of them are looked at than [`FEWEST`]: a
-/// start beside large entries takes no longer than one beside small ones.
-const SAMPLE_BYTES: u64 = 1 << 20;
-/// Fewer would say too little of entries that differ.
-const FEWEST: u64 = 8;
-
 /// The open file.
 pub(super) struct LogFile {
     pub(super) path: PathBuf,
     pub(super) patience: Arc<Patience>,
     /// `None` once closed.
     database: RwLock<Option<Database>>,
-    syncs: Arc<AtomicU64>,
-}
-
-/// What an opened file holds.
-pub(super) struct Found {
-    pub(super) bounds: Bounds,
-    /// The index of the first entry, or of the one to come.
-    pub(super) begin: u64,
-    /// Bytes of all entries, about.
-    pub(super) bytes: u64,
-    pub(super) vote: Option<Vote>,
-    pub(super) committed: Option<LogId>,
+    pub(super) syncs: Arc<AtomicU64>,
 }
 
 /// Entries that were read.
@@ -79,16 +58,16 @@ pub(super) struct Run {
 /// The tables in a transaction that writes.
 pub(super) struct Tables<'t> {
     pub(super) entries: Table<'t, u64, &'static [u8]>,
-    pub(super) meta: Table<'t, &'static str, &'static [u8]>,
+    pub(super) meta: Meta<'t>,
 }
 
 impl LogFile {
-    /// Opens the file at `path`, made if it is missing. `wrap` may put
-    /// something between redb and the file.
+    /// Opens the file at `path` on `disk`, made if it is missing, and files what its
+    /// journal holds.
     pub(super) fn open(
         path: &Path,
         begins_after: Option<LogId>,
-        wrap: impl Fn(FileBackend) -> Box<dyn StorageBackend>,
+        disk: &dyn Disk,
     ) -> Result<(Self, Found), LogError> {
         let existing = OpenOptions::new().read(true).write(true).open(path);
         let file = match existing {
@@ -103,7 +82,7 @@ impl LogFile {
         let written = ahead::written(&file).map_err(|error| cannot_open(path, error.into()))?;
         let database = contained(|| {
             let file = Backend {
-                file: wrap(FileBackend::new(file)?),
+                file: disk.attach(Part::Log, FileBackend::new(file)?),
                 ahead: Ahead::new(written),
                 patience: Arc::clone(&patience),
                 syncs: Arc::clone(&syncs),
@@ -119,7 +98,16 @@ impl LogFile {
             },
             error => cannot_open(path, error),
         })?;
-        let found = look(path, &database)?;
+        let mut found = look(path, &database)?;
+        if let Some(mark) = found.mark.take() {
+            let unfiled = journal::unfiled(path, disk, &mark, found.bounds.last)?;
+            let filed = contained(|| file_journal(&database, &unfiled));
+            filed.map_err(|error| LogError::of("write to", path, error))?;
+            found = look(path, &database)?;
+        }
+        // Without a mark it is none, whatever is in it.
+        let removed = durable::remove_spare(&layout::journal(path));
+        removed.map_err(|error| LogError::Create(Arc::new(error)))?;
         contained(|| settle(&database)).map_err(|error| LogError::of("write", path, error))?;
         let file = Self {
             path: path.to_owned(),
@@ -202,20 +190,54 @@ impl LogFile {
         contained(|| Ok(database.map_or(Ok(()), Database::close)?))
     }
 
-    /// How often the file was made durable since it was opened.
+    /// How often file and journal were made durable since they were opened.
     pub(super) fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
     }
 
-    /// What it takes on the disk.
+    /// What it takes on the disk, with its journal.
     pub(super) fn bytes(&self) -> u64 {
         // A file that cannot be looked at is told by whoever writes next.
-        self.path.metadata().map_or(0, |m| m.blocks() * 512)
+        let bytes = |path: &Path| path.metadata().map_or(0, |m| m.blocks() * 512);
+        bytes(&self.path) + bytes(&layout::journal(&self.path))
+    }
+}
+
+/// Puts what the journal held into the file, which then is all of the log.
+fn file_journal(database: &Database, unfiled: &Unfiled) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    let (mut entries, mut meta) = (
+        transaction.open_table(ENTRIES)?,
+        transaction.open_table(META)?,
+    );
+    for (index, entry) in &unfiled.entries {
+        entries.insert(index, &**entry)?;
+    }
+    if let Some(committed) = unfiled.committed {
+        save_committed(&mut meta, committed)?;
+    }
+    meta.remove(MARK)?;
+    drop((entries, meta));
+    Ok(transaction.commit()?)
+}
+
+type Meta<'t> = Table<'t, &'static str, &'static [u8]>;
+
+pub(super) fn save_committed(
+    meta: &mut Meta<'_>,
+    committed: Option<LogId>,
+) -> Result<(), redb::Error> {
+    match committed {
+        Some(position) => save_position(meta, COMMITTED, position),
+        None => {
+            meta.remove(COMMITTED)?;
+            Ok(())
+        }
     }
 }
 
 pub(super) fn save_position(
-    meta: &mut Table<'_, &'static str, &'static [u8]>,
+    meta: &mut Meta<'_>,
     name: &'static str,
     position: LogId,
 ) -> Result<(), redb::Error> {
@@ -228,10 +250,7 @@ pub(super) fn save_position(
 /// Saves the vote that an entry at `position` proves: whoever wrote it led in its term. Without,
 /// a new log would begin in term 0, its node would come to lead in an older term than that of
 /// what it has applied, and its first entry would stand before that.
-fn save_term(
-    meta: &mut Table<'_, &'static str, &'static [u8]>,
-    position: LogId,
-) -> Result<(), redb::Error> {
+fn save_term(meta: &mut Meta<'_>, position: LogId) -> Result<(), redb::Error> {
     // Not committed: a node that is alone would else go on in that term, and give places to new
     // entries that the log which is lost had given already.
     let vote = Vote {
@@ -285,140 +304,6 @@ fn create(path: &Path, begins_after: Option<LogId>) -> Result<File, LogError> {
     published
 }
 
-/// Reads the records and checks what costs little: the first and the last entry
-/// and some between them are there and are what their keys say, there are as
-/// many as should be, and they begin where purging ended.
-fn look(path: &Path, database: &Database) -> Result<Found, LogError> {
-    let failed = |error| cannot_open(path, error);
-    let read = contained(|| {
-        let read = database.begin_read()?;
-        let there: Vec<_> = read.list_tables()?.map(|t| t.name().to_owned()).collect();
-        let missing = [tables::RAFT_LOG, tables::RAFT_META]
-            .into_iter()
-            .find(|table| !there.iter().any(|name| name == table));
-        Ok((read, missing))
-    });
-    let (read, missing) = read.map_err(failed)?;
-    if let Some(table) = missing {
-        let path = path.to_owned();
-        return Err(LogError::NoTable { path, table });
-    }
-    let record = |source| LogError::Record {
-        path: path.to_owned(),
-        source: Arc::new(source),
-    };
-    let meta = |name| {
-        let bytes = contained(|| {
-            let bytes = read.open_table(META)?.get(name)?;
-            Ok(bytes.map(|bytes| bytes.value().to_vec()))
-        });
-        bytes.map_err(failed)
-    };
-    let position_of = |name| match meta(name)? {
-        Some(bytes) => position(name, &bytes).map_err(record),
-        None => Ok(None),
-    };
-    let vote = meta(VOTE)?.map(|bytes| Vote::decode(&bytes).map_err(record));
-    let last_purged = position_of(LAST_PURGED)?;
-    let committed = position_of(COMMITTED)?;
-
-    let sample = contained(|| sample(path, &read.open_table(ENTRIES)?)).map_err(failed)?;
-    let behind = last_purged.map_or(0, |purged| purged.index.saturating_add(1));
-    let mut found = Found {
-        bounds: Bounds {
-            last_purged,
-            last: last_purged,
-        },
-        begin: behind,
-        bytes: sample.bytes,
-        vote: vote.transpose()?,
-        committed,
-    };
-    let ends = sample
-        .ids
-        .first_key_value()
-        .zip(sample.ids.last_key_value());
-    let ends = ends.map(|((first, _), (last, _))| (*first, *last));
-    for id in sample.ids.into_values() {
-        let id = id?;
-        // The last one counts, unless all of them are left over from a purge.
-        if id.index >= behind {
-            found.bounds.last = Some(id);
-        }
-    }
-    if let Some((first, last)) = ends {
-        let what = match (last - first).saturating_add(1) {
-            _ if last == u64::MAX => Some(format!("no log reaches entry {last}")),
-            _ if first > behind => Some(format!(
-                "it begins with entry {first} though it was purged only up to entry {behind}, exclusive"
-            )),
-            count if count != sample.count => Some(format!(
-                "it holds {} of the {count} entries from {first} to {last}",
-                sample.count
-            )),
-            _ => None,
-        };
-        if let Some(what) = what {
-            return Err(damaged(path, what));
-        }
-    }
-    Ok(found)
-}
-
-/// Some entries of a log.
-struct Sample {
-    /// How many the table holds.
-    count: u64,
-    /// The first, the last, and some between them, or what is wrong with them.
-    ids: BTreeMap<u64, Result<LogId, LogError>>,
-    /// What all take if the others are like these.
-    bytes: u64,
-}
-
-fn sample(
-    path: &Path,
-    entries: &redb::ReadOnlyTable<u64, &'static [u8]>,
-) -> Result<Sample, redb::Error> {
-    let (first, last) = (entries.first()?, entries.last()?);
-    let mut sample = Sample {
-        count: entries.len()?,
-        ids: BTreeMap::new(),
-        bytes: 0,
-    };
-    let (Some((first, _)), Some((last, _))) = (first, last) else {
-        return Ok(sample);
-    };
-    let mut bytes = 0;
-    for index in places(first.value(), last.value()) {
-        let taken = sample.ids.len() as u64;
-        if taken >= FEWEST && bytes >= SAMPLE_BYTES {
-            break;
-        }
-        let Place::Vacant(place) = sample.ids.entry(index) else {
-            continue;
-        };
-        let entry = entries.get(index)?;
-        bytes += ENTRY_OVERHEAD + entry.as_ref().map_or(0, |entry| entry.value().len() as u64);
-        place.insert(match &entry {
-            Some(entry) => decode(path, index, entry.value()).map(|entry| entry.log_id),
-            None => Err(missing(path, index)),
-        });
-    }
-    sample.bytes = (bytes / sample.ids.len() as u64).saturating_mul(sample.count);
-    Ok(sample)
-}
-
-/// The ends, then places between them: however many are taken, they are spread evenly.
-fn places(first: u64, last: u64) -> impl Iterator<Item = u64> {
-    let between = (1..SAMPLE).map(move |n| {
-        // The bits of n in reverse order: 1/2, 1/4, 3/4, 1/8, 5/8, ...
-        let part = n.reverse_bits() >> (u64::BITS - SAMPLE.ilog2());
-        let offset = u128::from(last - first) * u128::from(part) / u128::from(SAMPLE);
-        first + u64::try_from(offset).unwrap_or(0)
-    });
-    [first, last].into_iter().chain(between)
-}
-
 /// The entry at `index` from its bytes.
 pub(super) fn decode(path: &Path, index: u64, bytes: &[u8]) -> Result<Entry, LogError> {
     let entry = Entry::decode(bytes).map_err(|source| LogError::Entry {
@@ -435,13 +320,7 @@ pub(super) fn decode(path: &Path, index: u64, bytes: &[u8]) -> Result<Entry, Log
     }
 }
 
-/// A position as legacy nodes wrote it, bare, or else as an option.
-fn position(name: &'static str, bytes: &[u8]) -> Result<Option<LogId>, RecordError> {
-    let bare = record::position(name, bytes).map(Some);
-    bare.or_else(|error| record::last_applied(bytes).map_err(|_| error))
-}
-
-fn damaged(path: &Path, what: String) -> LogError {
+pub(super) fn damaged(path: &Path, what: String) -> LogError {
     LogError::Damaged {
         path: path.to_owned(),
         what,
@@ -453,7 +332,7 @@ pub(super) fn missing(path: &Path, index: u64) -> LogError {
     damaged(path, format!("entry {index} is missing"))
 }
 
-fn cannot_open(path: &Path, error: redb::Error) -> LogError {
+pub(super) fn cannot_open(path: &Path, error: redb::Error) -> LogError {
     LogError::Open {
         path: path.to_owned(),
         source: Arc::new(error),
@@ -462,7 +341,9 @@ fn cannot_open(path: &Path, error: redb::Error) -> LogError {
 
 /// Runs `work`; a panic in redb, which trusts a file that was closed cleanly,
 /// becomes an error.
-fn contained<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+pub(super) fn contained<T>(
+    work: impl FnOnce() -> Result<T, redb::Error>,
+) -> Result<T, redb::Error> {
     // Of what `work` leaves half-done redb itself makes nothing durable.
     panics::contained(work)
         .unwrap_or_else(|said| Err(redb::Error::Corrupted(format!("redb panicked: {said}"))))

@@ -1,11 +1,13 @@
 //! The Raft log, in redb: entries, vote, committed and purged position.
 //!
-//! One thread writes, or in a simulation whoever its `disk` has write. What is asked for is queued in its order, and all that
-//! waits is made durable in one transaction, with one fdatasync (`writer`).
+//! One thread writes, or in a simulation whoever its `disk` has write. What is asked for is
+//! queued in its order (`queue`), and all that waits is made durable with one fdatasync
+//! (`writer`): in the `journal`, from where a `helper` files it in redb, or there at once.
 //! What was asked for counts at once for everybody who reads: bounds, vote and
 //! the newest entries are in memory (`tail`), older entries are read from the
-//! file (`file`). A disk that is full is waited for (`patience`); its
-//! blocks are asked for a piece ahead (`ahead`); `backend` is the file with both.
+//! file (`file`; `look` tells what it holds when it is opened). A disk that is full
+//! is waited for (`patience`); the file's blocks are asked for a piece ahead (`ahead`);
+//! `backend` is the file with both.
 //!
 //! Invariants:
 //!
@@ -20,8 +22,8 @@
 //!
 //! What may fail, and what then holds:
 //!
-//! - Killed at any point, or power lost: redb opens at its last commit, which
-//!   holds all that was confirmed.
+//! - Killed at any point, or power lost: redb opens at its last commit, which with what
+//!   is whole in the journal holds all that was confirmed.
 //! - The disk is full: everything waits, nothing fails; [`Log::stalled`] tells.
 //!   Entering the log is refused long before, by [`space`](super::space).
 //! - Any other error: final. All that waits and comes fails with it, because
@@ -34,7 +36,11 @@ mod backend;
 mod disk;
 mod error;
 mod file;
+mod helper;
+mod journal;
+mod look;
 mod patience;
+mod queue;
 mod sizes;
 mod tail;
 #[cfg(test)]
@@ -46,14 +52,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use redb::StorageBackend;
-use redb::backends::FileBackend;
-
-pub use self::disk::{Disk, Hand};
+use self::disk::FileSystem;
+pub use self::disk::{Disk, Hand, Part};
 pub use self::error::LogError;
 use self::file::LogFile;
+use self::queue::{Change, Shared, State};
 use self::tail::{Encoded, Purge, TAIL_BYTES, Tail};
-use self::writer::{Change, Shared, State, Writer};
+use self::writer::Writer;
 use crate::format::entry::{Entry, VOTE, Vote};
 use crate::format::record::LogId;
 
@@ -88,7 +93,7 @@ enum Writing {
     /// A thread; `None` once closed.
     Thread(Mutex<Option<JoinHandle<Result<(), LogError>>>>),
     /// Whoever the disk has write.
-    Hand(Arc<dyn Disk>, Mutex<Writer>),
+    Hand(Arc<dyn Disk>, Box<Mutex<Writer>>),
 }
 
 impl Log {
@@ -100,19 +105,19 @@ impl Log {
     /// When the file cannot be made or opened, is in an older format, is no log,
     /// or is damaged as far as that shows at its ends and in a sample.
     pub fn open(path: &Path, begins_after: Option<LogId>) -> Result<Self, LogError> {
-        Self::open_with(path, begins_after, TAIL_BYTES, |file| Box::new(file))
+        Self::open_with(path, begins_after, TAIL_BYTES, Arc::new(FileSystem))
     }
 
     fn open_with(
         path: &Path,
         begins_after: Option<LogId>,
         tail_bytes: u64,
-        wrap: impl Fn(FileBackend) -> Box<dyn StorageBackend>,
+        disk: Arc<dyn Disk>,
     ) -> Result<Self, LogError> {
-        let (file, found) = LogFile::open(path, begins_after, wrap)?;
+        let (file, found) = LogFile::open(path, begins_after, disk.as_ref())?;
         let tail = Tail::new(found.bounds, found.begin, found.bytes, tail_bytes);
         let shared = Arc::new(Shared::new(file, tail, found.vote, found.committed));
-        let writer = Writer::new(Arc::clone(&shared));
+        let writer = Writer::new(Arc::clone(&shared), disk);
         let thread = std::thread::Builder::new()
             .name("raft-log".into())
             .spawn(move || writer.run())
@@ -132,11 +137,11 @@ impl Log {
         path: &Path,
         begins_after: Option<LogId>,
     ) -> Result<Self, LogError> {
-        let attach = |file| disk.attach(file);
-        let (file, found) = LogFile::open(path, begins_after, attach)?;
+        let (file, found) = LogFile::open(path, begins_after, disk.as_ref())?;
         let tail = Tail::new(found.bounds, found.begin, found.bytes, TAIL_BYTES);
         let shared = Arc::new(Shared::new(file, tail, found.vote, found.committed));
-        let writer = Mutex::new(Writer::new(Arc::clone(&shared)));
+        let writer = Writer::new(Arc::clone(&shared), Arc::clone(&disk));
+        let writer = Box::new(Mutex::new(writer));
         Ok(Self(Arc::new(Handle {
             shared,
             writing: Writing::Hand(disk, writer),

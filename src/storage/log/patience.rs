@@ -7,7 +7,7 @@
 //! reads go on (but for those of the file while a quota keeps it from growing,
 //! where redb lets nobody in).
 //!
-//! Only the writer waits, and only in writing and growing. Whatever else fails,
+//! Only the threads that write wait, and only in writing and growing. Whatever else fails,
 //! fsync above all, fails for good: after a failed fsync nobody knows what is
 //! on the disk, and a second one may succeed without having written it.
 
@@ -30,8 +30,8 @@ pub(super) struct Patience {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The thread that waits; before there is one, errors are errors.
-    writer: Option<ThreadId>,
+    /// The threads that wait; for all others errors are errors.
+    writers: Vec<ThreadId>,
     /// Nobody waits any more.
     over: bool,
     /// Why it waits at the moment.
@@ -41,7 +41,7 @@ struct State {
 impl Patience {
     /// Lets the thread that calls this wait from now on.
     pub(super) fn begin(&self) {
-        self.lock().writer = Some(std::thread::current().id());
+        self.lock().writers.push(std::thread::current().id());
     }
 
     /// Ends all waiting: what cannot be written then fails.
@@ -83,7 +83,7 @@ impl Patience {
     /// Waits a moment; false if this thread is not to wait.
     fn pause(&self, error: &io::Error, again: bool) -> bool {
         let mut state = self.lock();
-        if state.over || state.writer != Some(std::thread::current().id()) {
+        if state.over || !state.writers.contains(&std::thread::current().id()) {
             return false;
         }
         if !again {

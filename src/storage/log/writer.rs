@@ -1,241 +1,83 @@
-//! The thread that makes things durable, and the queue before it.
+//! The thread that makes things durable.
 //!
-//! It takes all that waits, writes it in one transaction, and tells everybody
-//! who waited: while one fdatasync is under way, the next group gathers.
+//! It takes all that waits and tells everybody who waited once it is durable: while
+//! one fdatasync is under way, the next group gathers. Entries are written to the
+//! journal, and filed when a segment of it is full. Everything else goes into the
+//! file in one transaction, with what is not filed before it and behind it.
 //!
-//! A long purge is cut into pieces that travel with whatever else is written,
+//! A long purge is cut into pieces that travel with whatever else is filed,
 //! each with its own record, so that nobody waits behind it. What was asked for
 //! after it may become durable before it is complete, which changes nothing:
 //! a purge removes at the other end. Only the purge of everything, behind which
 //! the log goes on with a gap, is done at its place in the order.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use redb::ReadableTable as _;
 use tokio::time::Instant;
 
-use super::file::{LogFile, Tables, save_position};
-use super::tail::{Encoded, Tail};
-use super::{Done, LogError};
-use crate::format::entry::{COMMITTED, Entry, LAST_PURGED, Vote};
+use super::disk::Disk;
+use super::helper::{Batch, Ended, Helper, Job};
+use super::journal::Journal;
+use super::queue::{Change, Group, Operation, Shared};
+use super::{Done, LogError, patience};
+use crate::durable;
 use crate::format::record::LogId;
-use crate::telemetry::count;
+use crate::layout;
+use crate::telemetry::{Chain, count};
 
-/// Most entries of a transaction, unless one operation alone has more: some
-/// 20 ms of work, so that those who come next do not wait for long.
-const MOST_ENTRIES: usize = 4096;
-/// Most bytes of a transaction, unless one operation alone has more: redb holds
-/// no more than half its cache in memory before it begins to write.
-const MOST_BYTES: u64 = 4 << 20;
-/// How often the committed position is saved at most. It only spares a restart
-/// the wait for its leader, and costs a page in every transaction that has it.
-const COMMITTED_EVERY: Duration = Duration::from_millis(100);
-/// Entries that are purged in one transaction: under a millisecond of work.
-const PURGE_STEP: u64 = 4096;
+/// Groups that are written before a journal is made: a node that writes little needs none.
+const FEW: u64 = 64;
+/// How long the log goes on without a journal that could not be made.
+const WITHOUT: Duration = Duration::from_secs(60);
 
-/// What is to be written.
-pub(super) enum Change {
-    /// Nothing: only what came before is waited for.
-    Nothing,
-    /// New entries from an index on.
-    Append { first: u64, entries: Vec<Encoded> },
-    /// No entries from an index on.
-    Truncate { from: u64 },
-    /// No entries up to a position that the log reaches.
-    Purge { upto: LogId },
-    /// No entries at all; the log goes on behind this position.
-    Clear { upto: LogId },
-    /// A record.
-    Meta { name: String, value: Vec<u8> },
+/// What there is of a journal.
+enum Stage {
+    /// None, and none is to be made before then.
+    Without(Option<Instant>),
+    Making,
+    /// Its mark is not yet in the file.
+    Made(Journal),
+    /// Entries are written to it.
+    Used(Journal),
 }
 
-struct Operation {
-    change: Change,
-    done: Done,
-}
-
-/// What handles and the writer share.
-pub(super) struct Shared {
-    pub(super) file: LogFile,
-    state: Mutex<State>,
-    asked: Condvar,
-}
-
-/// The log after all that was asked for, and what of it is not yet durable.
-pub(super) struct State {
-    pub(super) tail: Tail,
-    pub(super) vote: Option<Vote>,
-    pub(super) committed: Option<LogId>,
-    /// What the file has of `committed`, and since when.
-    committed_written: Option<LogId>,
-    committed_at: Option<Instant>,
-    queue: VecDeque<Operation>,
-    /// How many operations were asked for, and are durable.
-    count: u64,
-    durable: u64,
-    closing: bool,
-    /// Why nothing can be written any more.
-    failed: Option<LogError>,
-}
-
-impl Shared {
-    pub(super) fn new(
-        file: LogFile,
-        tail: Tail,
-        vote: Option<Vote>,
-        committed: Option<LogId>,
-    ) -> Self {
-        let state = State {
-            tail,
-            vote,
-            committed,
-            committed_written: committed,
-            committed_at: None,
-            queue: VecDeque::new(),
-            count: 0,
-            durable: 0,
-            closing: false,
-            failed: None,
-        };
-        Self {
-            file,
-            state: Mutex::new(state),
-            asked: Condvar::new(),
-        }
-    }
-
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes what the log is to be, and queues what `change` says is to be
-    /// written for it, unless nothing is taken any more.
-    pub(super) fn ask(
-        &self,
-        done: Done,
-        change: impl FnOnce(&mut State) -> Result<Change, LogError>,
-    ) {
-        let mut state = self.state();
-        let open = match (&state.failed, state.closing) {
-            (Some(error), _) => Err(error.clone()),
-            (None, true) => Err(LogError::Closed),
-            (None, false) => Ok(()),
-        };
-        match open.and_then(|()| change(&mut state)) {
-            Ok(change) => {
-                state.count += 1;
-                state.queue.push_back(Operation { change, done });
-                drop(state);
-                self.asked.notify_one();
-            }
-            Err(error) => {
-                // Whoever is told may ask for something else at once.
-                drop(state);
-                done(Err(error.into()));
-            }
-        }
-    }
-
-    /// Has the writer finish what was asked for and close the file.
-    pub(super) fn begin_closing(&self) {
-        self.state().closing = true;
-        self.asked.notify_one();
-        self.file.patience.end();
-    }
-
-    /// Waits until there is something to write; `None` when there never will be.
-    fn next_group(&self, purging: bool) -> Option<Group> {
-        let mut state = self.state();
-        loop {
-            if state.has_work(purging) {
-                return Some(state.take_group());
-            }
-            if state.closing {
-                return None;
-            }
-            let woken = self.asked.wait(state);
-            state = woken.unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-impl State {
-    /// The number of the operation that is being asked for.
-    pub(super) fn operation(&self) -> u64 {
-        self.count + 1
-    }
-
-    fn has_work(&self, purging: bool) -> bool {
-        let unsaved = self.committed != self.committed_written;
-        let ending = self.closing && unsaved && self.failed.is_none();
-        purging || ending || !self.queue.is_empty()
-    }
-
-    /// Takes as much of the queue as one transaction may hold.
-    fn take_group(&mut self) -> Group {
-        let saved = |at: Instant| at.elapsed() < COMMITTED_EVERY;
-        let due = self.closing || !self.committed_at.is_some_and(saved);
-        let mut group = Group {
-            operations: Vec::new(),
-            committed: self.committed,
-            save_committed: due && self.committed != self.committed_written,
-        };
-        let (mut entries, mut bytes) = (0, 0);
-        while let Some(next) = self.queue.front() {
-            let (more_entries, more_bytes) = next.change.size();
-            entries += more_entries;
-            bytes += more_bytes;
-            let fits = entries <= MOST_ENTRIES && bytes <= MOST_BYTES;
-            if !fits && !group.operations.is_empty() {
-                break;
-            }
-            group.operations.extend(self.queue.pop_front());
-        }
-        group
-    }
-}
-
-impl Change {
-    fn size(&self) -> (usize, u64) {
-        match self {
-            Self::Append { entries, .. } => {
-                let bytes = entries.iter().map(|entry| entry.len() as u64);
-                (entries.len(), bytes.sum())
-            }
-            _ => (0, 0),
-        }
-    }
-}
-
-/// What is written in one transaction.
-struct Group {
-    operations: Vec<Operation>,
-    committed: Option<LogId>,
-    save_committed: bool,
-}
-
-/// The writer, in its thread.
+/// Who writes.
 pub(super) struct Writer {
     shared: Arc<Shared>,
+    helper: Helper,
+    stage: Stage,
+    /// What is in the journal and nobody files yet.
+    unfiled: Vec<Change>,
+    /// The number of the last operation that is in the journal or in the file.
+    upto: u64,
+    /// How many groups were written.
+    groups: u64,
     /// How far a purge that is under way is to go, and who waits for it.
     purging: Option<LogId>,
     purgers: Vec<Done>,
+    closed: bool,
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, disk: Arc<dyn Disk>) -> Self {
         Self {
+            helper: Helper::new(Arc::clone(&shared), disk),
             shared,
+            stage: Stage::Without(None),
+            unfiled: Vec::new(),
+            upto: 0,
+            groups: 0,
             purging: None,
             purgers: Vec::new(),
+            closed: false,
         }
     }
 
     /// Writes until the log is closed.
     pub(super) fn run(mut self) -> Result<(), LogError> {
         self.shared.file.patience.begin();
+        self.helper.begin();
         while let Some(group) = self.shared.next_group(self.purging.is_some()) {
             self.carry_out(group);
         }
@@ -244,11 +86,7 @@ impl Writer {
 
     /// Writes a group of what waits, if there is any.
     pub(super) fn write_group(&mut self) -> bool {
-        let group = {
-            let mut state = self.shared.state();
-            let purging = self.purging.is_some();
-            state.has_work(purging).then(|| state.take_group())
-        };
+        let group = self.shared.group(self.purging.is_some());
         let there = group.is_some();
         if let Some(group) = group {
             self.carry_out(group);
@@ -256,14 +94,36 @@ impl Writer {
         there
     }
 
-    pub(super) fn close(&self) -> Result<(), LogError> {
+    /// Files all that is not, and closes the file.
+    pub(super) fn close(&mut self) -> Result<(), LogError> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Ok(());
+        }
+        self.attend(true);
+        self.helper.end();
+        let filed = self.failed().and_then(|()| self.file_the_rest());
         let file = &self.shared.file;
         let closed = file.close();
-        closed.map_err(|error| LogError::of("close", &file.path, error))
+        let closed = closed.map_err(|error| LogError::of("close", &file.path, error));
+        if filed.is_ok() {
+            // Without a mark it means nothing: the next start removes what is left.
+            let _ = durable::remove_spare(&layout::journal(&file.path));
+        }
+        filed.and(closed)
+    }
+
+    fn file_the_rest(&mut self) -> Result<(), LogError> {
+        let committed = self.unfiled_committed();
+        let stage = std::mem::replace(&mut self.stage, Stage::Without(None));
+        if committed.is_some() || matches!(stage, Stage::Used(_)) {
+            let upto = self.upto;
+            self.file(Vec::new(), upto, committed)?;
+        }
+        Ok(())
     }
 
     fn carry_out(&mut self, group: Group) {
-        let operations = group.operations.len() as u64;
+        self.attend(false);
         let (mut changes, mut waiting) = (Vec::new(), Vec::new());
         for Operation { change, done } in group.operations {
             match change {
@@ -282,97 +142,189 @@ impl Writer {
             waiting.push(done);
         }
         let began = Instant::now();
-        let written = self.shared.file.write(|tables| {
-            for change in &changes {
-                apply(tables, change)?;
+        let entered = self
+            .failed()
+            .and_then(|()| self.enter(changes, group.committed));
+        let written = entered.and_then(|rest| match rest {
+            Some(changes) => {
+                let committed = group.save_committed.then_some(group.committed);
+                self.file(changes, group.upto, committed)
             }
-            if group.save_committed {
-                save_committed(tables, group.committed)?;
-            }
-            self.purging
-                .map_or(Ok(true), |upto| purge_step(tables, upto))
+            None => Ok(()),
         });
         count::LOG_WRITES.observe(began.elapsed());
-        let mut state = self.shared.state();
-        let result = match written {
-            Ok(purged) => {
-                state.durable += operations;
-                if group.save_committed {
-                    state.committed_written = group.committed;
-                    state.committed_at = Some(Instant::now());
+        match written {
+            Ok(()) => {
+                self.upto = group.upto;
+                self.groups += 1;
+                for done in waiting {
+                    done(Ok(()));
                 }
-                let durable = state.durable;
-                state.tail.forget(durable);
-                if purged {
-                    self.purging = None;
-                    waiting.append(&mut self.purgers);
-                }
-                Ok(())
+                self.occupy_helper();
             }
-            Err(error) => {
-                let error = LogError::of("write to", &self.shared.file.path, error);
-                self.purging = None;
-                waiting.append(&mut self.purgers);
-                // Nothing behind it can become durable either.
-                waiting.extend(state.queue.drain(..).map(|operation| operation.done));
-                state.failed = Some(error.clone());
-                Err(error)
-            }
+            Err(error) => self.fail(error, waiting),
+        }
+    }
+
+    /// Enters new entries in the journal. Gives back what has to go into the file at once.
+    fn enter(
+        &mut self,
+        changes: Vec<Change>,
+        committed: Option<LogId>,
+    ) -> Result<Option<Vec<Change>>, LogError> {
+        let Stage::Used(journal) = &mut self.stage else {
+            return Ok(Some(changes));
         };
-        drop(state);
-        for done in waiting {
-            done(result.clone().map_err(Into::into));
+        let Some(entries) = Change::entries(&changes) else {
+            return Ok(Some(changes));
+        };
+        let Some((first, entries)) = entries else {
+            return Ok(None);
+        };
+        if !journal.takes(&entries) {
+            return Ok(Some(changes));
         }
-    }
-}
-
-fn apply(tables: &mut Tables<'_>, change: &Change) -> Result<(), redb::Error> {
-    match change {
-        Change::Nothing | Change::Purge { .. } => {}
-        Change::Append { first, entries } => {
-            for (index, entry) in (*first..).zip(entries) {
-                tables.entries.insert(index, &**entry)?;
+        if !journal.has_room(&entries) {
+            self.turn()?;
+        }
+        let Stage::Used(journal) = &mut self.stage else {
+            return Ok(Some(changes));
+        };
+        match journal.write(first, &entries, committed) {
+            Ok(()) => {
+                self.unfiled.extend(changes);
+                Ok(None)
+            }
+            // The file waits for space.
+            Err(error) if patience::is_full(&error) => Ok(Some(changes)),
+            Err(error) => {
+                let path = &self.shared.file.path;
+                Err(LogError::of("write the journal of", path, error.into()))
             }
         }
-        Change::Truncate { from } => tables.entries.retain_in(*from.., |_, _| false)?,
-        Change::Clear { upto } => {
-            tables.entries.retain(|_, _| false)?;
-            save_position(&mut tables.meta, LAST_PURGED, *upto)?;
+    }
+
+    /// Puts all that is not filed into the file, and these changes behind it.
+    fn file(
+        &mut self,
+        changes: Vec<Change>,
+        upto: u64,
+        committed: Option<Option<LogId>>,
+    ) -> Result<(), LogError> {
+        if matches!(self.stage, Stage::Used(_)) {
+            self.attend(true);
+            self.failed()?;
         }
-        Change::Meta { name, value } => {
-            tables.meta.insert(name.as_str(), value.as_slice())?;
+        let mark = match &self.stage {
+            Stage::Made(journal) => Some(journal.mark()),
+            Stage::Used(journal) => Some(journal.next_mark()),
+            Stage::Without(_) | Stage::Making => None,
+        };
+        let mut all = std::mem::take(&mut self.unfiled);
+        all.extend(changes);
+        let batch = Batch {
+            changes: all,
+            upto,
+            committed,
+            purge: self.purging,
+            mark,
+        };
+        let purged = batch.file(&self.shared)?;
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Making) {
+            Stage::Made(journal) => Stage::Used(journal),
+            Stage::Used(mut journal) => {
+                journal.turn();
+                Stage::Used(journal)
+            }
+            stage => stage,
+        };
+        self.purged(purged);
+        Ok(())
+    }
+
+    /// Has what is in the journal filed, which goes on in its other segment.
+    fn turn(&mut self) -> Result<(), LogError> {
+        self.attend(true);
+        self.failed()?;
+        let committed = self.unfiled_committed();
+        if let Stage::Used(journal) = &mut self.stage {
+            let batch = Batch {
+                changes: std::mem::take(&mut self.unfiled),
+                upto: self.upto,
+                committed,
+                purge: self.purging,
+                mark: Some(journal.next_mark()),
+            };
+            journal.turn();
+            self.helper.start(Job::File(batch));
+        }
+        Ok(())
+    }
+
+    /// Gives the helper something to do, if there is something.
+    fn occupy_helper(&mut self) {
+        match &self.stage {
+            Stage::Without(until)
+                if self.groups >= FEW && until.is_none_or(|until| until <= Instant::now()) =>
+            {
+                self.stage = Stage::Making;
+                self.helper.start(Job::Make);
+            }
+            Stage::Used(_) if self.purging.is_some() && self.helper.is_idle() => {
+                if let Err(error) = self.turn() {
+                    self.fail(error, Vec::new());
+                }
+            }
+            _ => {}
         }
     }
-    Ok(())
-}
 
-/// Removes some of the entries up to `upto` and records how far that goes; true
-/// when none is left.
-fn purge_step(tables: &mut Tables<'_>, upto: LogId) -> Result<bool, redb::Error> {
-    let first = tables.entries.first()?.map(|(index, _)| index.value());
-    let last = first.map(|first| first.saturating_add(PURGE_STEP - 1));
-    // Where the entry at the end of the piece cannot be read, the piece is all.
-    let position = match last.filter(|last| *last < upto.index) {
-        Some(last) => match tables.entries.get(last)? {
-            Some(bytes) => match Entry::decode(bytes.value()) {
-                Ok(entry) if entry.log_id.index == last => entry.log_id,
-                _ => upto,
-            },
-            None => upto,
-        },
-        None => upto,
-    };
-    tables.entries.retain_in(..=position.index, |_, _| false)?;
-    save_position(&mut tables.meta, LAST_PURGED, position)?;
-    Ok(position.index >= upto.index)
-}
+    /// Takes what the helper has done, and waits for it if it is to.
+    fn attend(&mut self, wait: bool) {
+        match self.helper.ended(wait) {
+            None => {}
+            Some(Ended::Made(Ok(journal))) => self.stage = Stage::Made(journal),
+            Some(Ended::Made(Err(error))) => {
+                tracing::info!(
+                    "The Raft log {} goes on without a journal, which it has to be fast: {}",
+                    self.shared.file.path.display(),
+                    Chain(&error)
+                );
+                self.stage = Stage::Without(Some(Instant::now() + WITHOUT));
+            }
+            Some(Ended::Filed(Ok(purged))) => self.purged(purged),
+            Some(Ended::Filed(Err(error))) => self.fail(error, Vec::new()),
+        }
+    }
 
-fn save_committed(tables: &mut Tables<'_>, committed: Option<LogId>) -> Result<(), redb::Error> {
-    match committed {
-        Some(position) => save_position(&mut tables.meta, COMMITTED, position),
-        None => {
-            tables.meta.remove(COMMITTED)?;
-            Ok(())
+    /// All up to there is purged.
+    fn purged(&mut self, upto: Option<LogId>) {
+        if upto.is_some() && upto == self.purging {
+            self.purging = None;
+            for done in self.purgers.drain(..) {
+                done(Ok(()));
+            }
+        }
+    }
+
+    /// The committed position, if the file lacks it.
+    fn unfiled_committed(&self) -> Option<Option<LogId>> {
+        let state = self.shared.state();
+        state.is_committed_unfiled().then_some(state.committed)
+    }
+
+    fn failed(&self) -> Result<(), LogError> {
+        let failed = self.shared.state().failed.clone();
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Ends the log: these and all who wait are told, as are those who come.
+    fn fail(&mut self, error: LogError, mut waiting: Vec<Done>) {
+        self.purging = None;
+        waiting.append(&mut self.purgers);
+        waiting.extend(self.shared.state().fail(error.clone()));
+        for done in waiting {
+            done(Err(error.clone().into()));
         }
     }
 }

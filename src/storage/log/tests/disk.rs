@@ -4,9 +4,11 @@ use std::fs::File;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 
-use redb::BackendError;
+use redb::backends::FileBackend;
+use redb::{BackendError, StorageBackend};
 
 use super::*;
+use crate::layout;
 
 /// What a test does to the file below redb.
 #[derive(Debug, Default)]
@@ -39,18 +41,30 @@ impl Faults {
     /// The copies, in their order.
     pub(super) fn copied(&self) -> Vec<PathBuf> {
         let (_, to, count) = self.copies.lock().unwrap().take().unwrap();
-        (0..count).map(|n| to.join(n.to_string())).collect()
+        (0..count).map(|n| nth(&to, n)).collect()
     }
 
     pub(super) fn open(self: &Arc<Self>, path: &Path, tail_bytes: u64) -> Log {
-        let wrap = |file| -> Box<dyn StorageBackend> { Box::new(self.wrap(file)) };
-        Log::open_with(path, None, tail_bytes, wrap).unwrap()
+        let disk = Arc::new(FaultyDisk(Arc::clone(self)));
+        Log::open_with(path, None, tail_bytes, disk).unwrap()
     }
 
     fn wrap(self: &Arc<Self>, file: FileBackend) -> Faulty {
         let faults = Arc::clone(self);
         Faulty { file, faults }
     }
+}
+
+/// A log lies on it, whose journal has small segments.
+#[derive(Debug)]
+struct FaultyDisk(Arc<Faults>);
+
+impl Disk for FaultyDisk {
+    fn attach(&self, _: Part, file: FileBackend) -> Box<dyn StorageBackend> {
+        Box::new(self.0.wrap(file))
+    }
+
+    fn asked(&self, _: Hand) {}
 }
 
 pub(super) struct Held<'f>(&'f Faults);
@@ -66,6 +80,21 @@ impl Drop for Held<'_> {
 struct Faulty {
     file: FileBackend,
     faults: Arc<Faults>,
+}
+
+/// A log in a directory of its own.
+fn nth(dir: &Path, n: usize) -> PathBuf {
+    dir.join(n.to_string()).join("raft-log.redb")
+}
+
+/// What a process that is killed now leaves of a log, in another directory.
+pub(super) fn copy_of(log: &Path, to: &Path) {
+    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+    std::fs::copy(log, to).unwrap();
+    let journal = layout::journal(log);
+    if journal.exists() {
+        std::fs::copy(journal, layout::journal(to)).unwrap();
+    }
 }
 
 fn fails(number: &AtomicI32) -> io::Result<()> {
@@ -97,7 +126,7 @@ impl StorageBackend for Faulty {
         fails(&self.faults.sync)?;
         self.file.sync_data()?;
         if let Some((from, to, count)) = &mut *self.faults.copies.lock().unwrap() {
-            std::fs::copy(from, to.join(count.to_string())).unwrap();
+            copy_of(from, &nth(to, *count));
             *count += 1;
         }
         Ok(())

@@ -5,6 +5,7 @@ mod disk;
 mod files;
 mod model;
 mod order;
+mod unfiled;
 
 use std::io;
 use std::path::{Path, PathBuf};

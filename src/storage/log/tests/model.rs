@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::disk::Faults;
+use super::disk::{Faults, copy_of};
 use super::*;
 use crate::format::entry::Vote;
 
@@ -26,6 +26,7 @@ enum Step {
         most: u64,
     },
     Reopen,
+    Kill,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -40,6 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..80_u64, 0..80_u64, prop_oneof![Just(u64::MAX), 0..20_000_u64])
             .prop_map(|(from, count, most)| Step::Read { from, count, most }),
         1 => Just(Step::Reopen),
+        1 => Just(Step::Kill),
     ]
 }
 
@@ -171,7 +173,7 @@ impl Model {
                 let from = self.begin().saturating_sub(5) + from;
                 self.read(log, from..from + count, most);
             }
-            Step::Reopen => {}
+            Step::Reopen | Step::Kill => {}
         }
     }
 }
@@ -188,6 +190,16 @@ fn run(steps: &[Step], tail_bytes: u64) {
             drop(log);
             log = faults.open(&path, tail_bytes);
             model.check(&log);
+        }
+        if matches!(step, Step::Kill) {
+            // All that comes before is durable, but for the committed position.
+            log.set_meta("killed", b"").unwrap();
+            wait(|done| log.append(Vec::new(), done));
+            let (_dir, copy) = place();
+            copy_of(&path, &copy);
+            let survivor = open(&copy);
+            survivor.save_committed(model.committed);
+            model.check(&survivor);
         }
     }
     log.close().unwrap();
