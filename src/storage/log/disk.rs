@@ -23,6 +23,11 @@ pub trait Disk: Debug + Send + Sync {
     fn segment(&self) -> u64 {
         64 << 10
     }
+
+    /// How often something is written before there is a journal.
+    fn groups_without_journal(&self) -> u64 {
+        0
+    }
 }
 
 /// The files of a log.
@@ -47,6 +52,11 @@ impl Disk for FileSystem {
 
     fn segment(&self) -> u64 {
         4 << 20
+    }
+
+    /// A node that writes little needs none.
+    fn groups_without_journal(&self) -> u64 {
+        64
     }
 }
 

@@ -15,6 +15,7 @@ use super::journal::{Journal, MARK, Mark};
 use super::queue::{Change, Shared};
 use crate::format::entry::{Entry, LAST_PURGED};
 use crate::format::record::LogId;
+use crate::panics;
 
 /// Entries that are purged in one transaction: under a millisecond of work.
 const PURGE_STEP: u64 = 4096;
@@ -82,8 +83,10 @@ impl Batch {
 /// Does jobs, one at a time.
 pub(super) struct Helper {
     shared: Arc<Shared>,
-    disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     thread: Option<(Sender<Job>, JoinHandle<()>)>,
+    /// What waits, where there is no thread.
+    job: Option<Job>,
 }
 
 impl Helper {
@@ -92,6 +95,7 @@ impl Helper {
             shared,
             disk,
             thread: None,
+            job: None,
         }
     }
 
@@ -112,16 +116,22 @@ impl Helper {
     }
 
     /// Begins a job; the one before has ended.
-    pub(super) fn start(&self, job: Job) {
+    pub(super) fn start(&mut self, job: Job) {
         self.shared.state().helping = Helping::Busy;
-        let left = match &self.thread {
+        self.job = match &self.thread {
             Some((jobs, _)) => jobs.send(job).err().map(|unsent| unsent.0),
             None => Some(job),
         };
-        if let Some(job) = left {
-            let ended = job.run(&self.shared, self.disk.as_ref());
-            self.shared.state().helping = Helping::Ended(ended);
-        }
+    }
+
+    /// Does here what waits to be done; whether there was anything.
+    pub(super) fn help(&mut self) -> bool {
+        let Some(job) = self.job.take() else {
+            return false;
+        };
+        let ended = job.run(&self.shared, self.disk.as_ref());
+        self.shared.state().helping = Helping::Ended(ended);
+        true
     }
 
     /// Ends when the job does that it has.
@@ -138,7 +148,10 @@ impl Helper {
     }
 
     /// How the job has ended that was started last; `None` if there was none.
-    pub(super) fn ended(&self, wait: bool) -> Option<Ended> {
+    pub(super) fn ended(&mut self, wait: bool) -> Option<Ended> {
+        if wait {
+            self.help();
+        }
         let mut state = self.shared.state();
         while wait && matches!(state.helping, Helping::Busy) {
             state = self.shared.wait(state);
@@ -155,6 +168,14 @@ impl Helper {
 
 impl Job {
     fn run(self, shared: &Shared, disk: &dyn Disk) -> Ended {
+        let path = &shared.file.path;
+        panics::contained(|| self.carry_out(shared, disk)).unwrap_or_else(|said| {
+            let error = redb::Error::Corrupted(format!("a thread panicked: {said}"));
+            Ended::Filed(Err(LogError::of("write to", path, error)))
+        })
+    }
+
+    fn carry_out(self, shared: &Shared, disk: &dyn Disk) -> Ended {
         match self {
             Self::Make => {
                 let syncs = Arc::clone(&shared.file.syncs);

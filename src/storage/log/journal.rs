@@ -9,7 +9,7 @@
 //! The journal has two segments. While what one holds is being filed, the other
 //! is written. A segment is written anew in each *epoch*: 1, 2, 3, ..., the odd ones
 //! in one segment and the even ones in the other. The file has a *mark*: which journal
-//! belongs to it, and the first epoch that is not filed. It changes in the
+//! belongs to it, once it has one, and the first epoch that is not filed. It changes in the
 //! transaction that files, so that every record is either in the file or
 //! counts from here, never both, whatever the moment of a crash.
 //!
@@ -30,10 +30,11 @@
 //!
 //! - Killed, or power lost: the record that was being written is not whole, by its checksum,
 //!   and was not confirmed. The next start files what is whole.
-//! - The journal is gone, or belongs to a later state of the log than its file:
-//!   confirmed entries are missing, and the log does not open.
-//! - The journal cannot be made, or the disk is nearly full: the log goes on without one, as
-//!   durable and less fast.
+//! - The journal is gone, is another log's, or belongs to a later state of the log than its
+//!   file: confirmed entries are missing, and the log does not open. (An older one of the same
+//!   log cannot be told from one to which nothing was written.)
+//! - The journal cannot be made, or there are not 64 MiB free beside it: the log goes on
+//!   without one, as durable and less fast.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -48,7 +49,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::disk::{Disk, Part};
 use super::tail::Encoded;
-use super::{LogError, file};
+use super::{LogError, file, patience};
 use crate::durable;
 use crate::format::record::LogId;
 use crate::layout;
@@ -63,6 +64,8 @@ const PAGE: usize = 4096;
 /// Most bytes of a record: of more, writing them twice costs more than pages
 /// all over the file.
 const MOST: usize = 256 << 10;
+/// No journal is longer.
+const MOST_LENGTH: u64 = 128 << 20;
 /// What a journal is filled with when it is made, a piece at a time.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
@@ -195,23 +198,27 @@ impl Journal {
         self.at + size(entries).next_multiple_of(PAGE) as u64 <= self.mark.segment
     }
 
-    /// Writes a record, for which there is room; durable when this returns.
+    /// Writes a record, for which there is room in this epoch; durable when this returns. False
+    /// if there was none on the disk: nothing more is written in this epoch then.
     pub(super) fn write(
         &mut self,
         first: u64,
         entries: &[&Encoded],
         committed: Option<LogId>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         self.encode(first, entries, committed);
         let at = self.epoch % 2 * self.mark.segment + self.at;
-        self.file.write(at, &self.record)?;
+        match self.file.write(at, &self.record) {
+            Err(error) if patience::is_full(&error) => return Ok(false),
+            written => written?,
+        }
         self.syncs.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
         let synced = StorageBackend::sync_data(self.file.as_ref());
         count::LOG_SYNCS.observe(began.elapsed());
         synced?;
         self.at += self.record.len() as u64;
-        Ok(())
+        Ok(true)
     }
 
     fn encode(&mut self, first: u64, entries: &[&Encoded], committed: Option<LogId>) {
@@ -287,7 +294,7 @@ pub(super) fn unfiled(
     let opened = FileBackend::new(opened).map_err(|error| cannot(io::Error::other(error)))?;
     let opened = disk.attach(Part::Journal, opened);
     let length = opened.len().map_err(cannot)?;
-    if mark.segment.checked_mul(2) != Some(length) {
+    if length > MOST_LENGTH || mark.segment.checked_mul(2) != Some(length) {
         return Err(lacks("confirmed entries are missing with a part of".into()));
     }
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
@@ -295,18 +302,23 @@ pub(super) fn unfiled(
     let (even, odd) = bytes.split_at(bytes.len() / 2);
     let of = |epoch: u64| if epoch.is_multiple_of(2) { even } else { odd };
 
-    let later = [even, odd]
-        .into_iter()
-        .filter_map(|segment| Record::at(segment, mark.id));
-    if later.map(|record| record.epoch).max() > Some(mark.epoch + 1) {
-        return Err(lacks(
-            "confirmed entries are missing: it is older than its journal".into(),
-        ));
+    for record in [even, odd].into_iter().filter_map(Record::at) {
+        if record.id != mark.id {
+            return Err(lacks(
+                "confirmed entries are missing: of another log is".into(),
+            ));
+        }
+        if record.epoch.saturating_sub(mark.epoch) > 1 {
+            return Err(lacks(
+                "confirmed entries are missing: it is older than its journal".into(),
+            ));
+        }
     }
     let mut found = Unfiled::default();
     let mut next = last.map(|last| last.index.saturating_add(1));
-    for epoch in [mark.epoch, mark.epoch + 1] {
-        let whole = |bytes| Record::at(bytes, mark.id).filter(|record| record.epoch == epoch);
+    for epoch in [mark.epoch, mark.epoch.saturating_add(1)] {
+        let of_epoch = |record: &Record<'_>| (record.id, record.epoch) == (mark.id, epoch);
+        let whole = |bytes| Record::at(bytes).filter(of_epoch);
         let mut rest = of(epoch);
         while let Some(record) = whole(rest) {
             if next.is_some_and(|next| next != record.first) {
@@ -334,6 +346,7 @@ pub(super) fn unfiled(
 
 /// A whole record.
 struct Record<'b> {
+    id: u64,
     epoch: u64,
     first: u64,
     committed: Option<LogId>,
@@ -343,8 +356,8 @@ struct Record<'b> {
 }
 
 impl<'b> Record<'b> {
-    /// The record of journal `id` that `bytes` begin with; `None` if that is none, or not whole.
-    fn at(bytes: &'b [u8], id: u64) -> Option<Self> {
+    /// The record that `bytes` begin with; `None` if that is none, or not whole.
+    fn at(bytes: &'b [u8]) -> Option<Self> {
         let head = bytes.first_chunk::<HEADER>()?;
         let number = |place: usize| {
             let number = head[place * 8..].first_chunk::<8>();
@@ -352,7 +365,7 @@ impl<'b> Record<'b> {
         };
         let length = usize::try_from(number(3)).ok()?;
         let record = bytes.get(..HEADER.checked_add(length)?)?;
-        if number(0) != id || number(2) != checksum(record) {
+        if number(2) != checksum(record) {
             return None;
         }
         let mut rest = &record[HEADER..];
@@ -364,12 +377,15 @@ impl<'b> Record<'b> {
             entries.push(entry);
             rest = behind;
         }
+        // No log reaches further.
+        number(4).checked_add(entries.len() as u64)?;
         let committed = LogId {
             term: number(6),
             node_id: number(7),
             index: number(8),
         };
         Some(Self {
+            id: number(0),
             epoch: number(1),
             first: number(4),
             committed: (number(5) == 1).then_some(committed),

@@ -11,8 +11,8 @@
 //!
 //! Invariants:
 //!
-//! - `done` is called once for every operation, in their order but for purges,
-//!   with `Ok` only when the operation and all before it are durable.
+//! - `done` is called once for every operation, with `Ok` only when the operation and all
+//!   before it are durable; in their order, but for purges and once the log has failed.
 //! - An operation is durable as a whole or not at all, and never before one that
 //!   was asked for earlier; only a long purge becomes durable piece by piece,
 //!   and each piece carries its own record, so that the file never lacks an

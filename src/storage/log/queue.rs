@@ -76,10 +76,12 @@ impl Shared {
         vote: Option<Vote>,
         committed: Option<LogId>,
     ) -> Self {
+        // A majority may have had entries that this log had not yet made durable.
+        let next = tail.next().unwrap_or(0);
         let state = State {
             tail,
             vote,
-            committed,
+            committed: committed.filter(|id| id.index < next),
             committed_filed: committed,
             committed_at: None,
             queue: VecDeque::new(),

@@ -10,7 +10,7 @@
 //!   already passed it. So an index below `first` is read from the file, one
 //!   from `first` on from here, and neither can be something older.
 //! - An entry leaves this memory only when the operation that appended it is
-//!   durable.
+//!   in the file; that it is durable in the journal is not enough.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -41,7 +41,7 @@ pub(super) struct Tail {
     pub(super) truncations: u64,
     entries: VecDeque<Recent>,
     bytes: u64,
-    /// The most that `bytes` may be, as far as entries are durable.
+    /// The most that `bytes` may be, as far as entries are in the file.
     most: u64,
     sizes: Sizes,
 }
@@ -157,13 +157,13 @@ impl Tail {
     }
 
     /// Forgets the oldest entries that are too many here, but only those that
-    /// operations up to `durable` have appended.
-    pub(super) fn forget(&mut self, durable: u64) {
+    /// operations up to `filed` have appended.
+    pub(super) fn forget(&mut self, filed: u64) {
         while self.bytes > self.most
             && self
                 .entries
                 .front()
-                .is_some_and(|entry| entry.operation <= durable)
+                .is_some_and(|entry| entry.operation <= filed)
             && let Some(entry) = self.entries.pop_front()
         {
             self.bytes -= weight(&entry.bytes);

@@ -20,14 +20,12 @@ use super::disk::Disk;
 use super::helper::{Batch, Ended, Helper, Job};
 use super::journal::Journal;
 use super::queue::{Change, Group, Operation, Shared};
-use super::{Done, LogError, patience};
+use super::{Done, LogError};
 use crate::durable;
 use crate::format::record::LogId;
 use crate::layout;
 use crate::telemetry::{Chain, count};
 
-/// Groups that are written before a journal is made: a node that writes little needs none.
-const FEW: u64 = 64;
 /// How long the log goes on without a journal that could not be made.
 const WITHOUT: Duration = Duration::from_secs(60);
 
@@ -51,6 +49,8 @@ pub(super) struct Writer {
     unfiled: Vec<Change>,
     /// The number of the last operation that is in the journal or in the file.
     upto: u64,
+    /// The committed position when it was asked for.
+    committed: Option<LogId>,
     /// How many groups were written.
     groups: u64,
     /// How far a purge that is under way is to go, and who waits for it.
@@ -67,6 +67,7 @@ impl Writer {
             stage: Stage::Without(None),
             unfiled: Vec::new(),
             upto: 0,
+            committed: None,
             groups: 0,
             purging: None,
             purgers: Vec::new(),
@@ -86,12 +87,11 @@ impl Writer {
 
     /// Writes a group of what waits, if there is any.
     pub(super) fn write_group(&mut self) -> bool {
-        let group = self.shared.group(self.purging.is_some());
-        let there = group.is_some();
-        if let Some(group) = group {
-            self.carry_out(group);
+        match self.shared.group(self.purging.is_some()) {
+            Some(group) => self.carry_out(group),
+            None => return self.helper.help(),
         }
-        there
+        true
     }
 
     /// Files all that is not, and closes the file.
@@ -125,16 +125,18 @@ impl Writer {
     fn carry_out(&mut self, group: Group) {
         self.attend(false);
         let (mut changes, mut waiting) = (Vec::new(), Vec::new());
+        let (mut purge, mut purgers) = (None, Vec::new());
         for Operation { change, done } in group.operations {
             match change {
                 Change::Purge { upto } => {
-                    self.purging = Some(upto);
-                    self.purgers.push(done);
+                    purge = Some(upto);
+                    purgers.push(done);
                     continue;
                 }
                 Change::Clear { .. } => {
-                    self.purging = None;
+                    (self.purging, purge) = (None, None);
                     waiting.append(&mut self.purgers);
+                    waiting.append(&mut purgers);
                 }
                 _ => {}
             }
@@ -145,6 +147,9 @@ impl Writer {
         let entered = self
             .failed()
             .and_then(|()| self.enter(changes, group.committed));
+        // Not while only older entries are filed: these may be the ones to be purged.
+        self.purging = purge.or(self.purging);
+        self.purgers.append(&mut purgers);
         let written = entered.and_then(|rest| match rest {
             Some(changes) => {
                 let committed = group.save_committed.then_some(group.committed);
@@ -152,10 +157,12 @@ impl Writer {
             }
             None => Ok(()),
         });
-        count::LOG_WRITES.observe(began.elapsed());
+        if !waiting.is_empty() {
+            count::LOG_WRITES.observe(began.elapsed());
+        }
         match written {
             Ok(()) => {
-                self.upto = group.upto;
+                (self.upto, self.committed) = (group.upto, group.committed);
                 self.groups += 1;
                 for done in waiting {
                     done(Ok(()));
@@ -191,12 +198,12 @@ impl Writer {
             return Ok(Some(changes));
         };
         match journal.write(first, &entries, committed) {
-            Ok(()) => {
+            Ok(true) => {
                 self.unfiled.extend(changes);
                 Ok(None)
             }
             // The file waits for space.
-            Err(error) if patience::is_full(&error) => Ok(Some(changes)),
+            Ok(false) => Ok(Some(changes)),
             Err(error) => {
                 let path = &self.shared.file.path;
                 Err(LogError::of("write the journal of", path, error.into()))
@@ -246,12 +253,12 @@ impl Writer {
     fn turn(&mut self) -> Result<(), LogError> {
         self.attend(true);
         self.failed()?;
-        let committed = self.unfiled_committed();
         if let Stage::Used(journal) = &mut self.stage {
             let batch = Batch {
                 changes: std::mem::take(&mut self.unfiled),
                 upto: self.upto,
-                committed,
+                // Not that of now: the file would tell of more than it holds.
+                committed: Some(self.committed),
                 purge: self.purging,
                 mark: Some(journal.next_mark()),
             };
@@ -265,7 +272,8 @@ impl Writer {
     fn occupy_helper(&mut self) {
         match &self.stage {
             Stage::Without(until)
-                if self.groups >= FEW && until.is_none_or(|until| until <= Instant::now()) =>
+                if self.groups >= self.helper.disk.groups_without_journal()
+                    && until.is_none_or(|until| until <= Instant::now()) =>
             {
                 self.stage = Stage::Making;
                 self.helper.start(Job::Make);
@@ -285,7 +293,7 @@ impl Writer {
             None => {}
             Some(Ended::Made(Ok(journal))) => self.stage = Stage::Made(journal),
             Some(Ended::Made(Err(error))) => {
-                tracing::info!(
+                tracing::debug!(
                     "The Raft log {} goes on without a journal, which it has to be fast: {}",
                     self.shared.file.path.display(),
                     Chain(&error)

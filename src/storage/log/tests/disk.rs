@@ -14,9 +14,11 @@ use crate::layout;
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     /// Error numbers that writing, growing and syncing fail with; 0 for none.
-    write: AtomicI32,
+    pub(super) write: AtomicI32,
     grow: AtomicI32,
-    sync: AtomicI32,
+    pub(super) sync: AtomicI32,
+    /// Whether they do so with one of the files alone.
+    pub(super) only: Mutex<Option<Part>>,
     /// Bytes that were read.
     read: AtomicU64,
     /// Whether syncing waits.
@@ -49,9 +51,9 @@ impl Faults {
         Log::open_with(path, None, tail_bytes, disk).unwrap()
     }
 
-    fn wrap(self: &Arc<Self>, file: FileBackend) -> Faulty {
+    fn wrap(self: &Arc<Self>, part: Part, file: FileBackend) -> Faulty {
         let faults = Arc::clone(self);
-        Faulty { file, faults }
+        Faulty { part, file, faults }
     }
 }
 
@@ -60,8 +62,8 @@ impl Faults {
 struct FaultyDisk(Arc<Faults>);
 
 impl Disk for FaultyDisk {
-    fn attach(&self, _: Part, file: FileBackend) -> Box<dyn StorageBackend> {
-        Box::new(self.0.wrap(file))
+    fn attach(&self, part: Part, file: FileBackend) -> Box<dyn StorageBackend> {
+        Box::new(self.0.wrap(part, file))
     }
 
     fn asked(&self, _: Hand) {}
@@ -78,6 +80,7 @@ impl Drop for Held<'_> {
 
 #[derive(Debug)]
 struct Faulty {
+    part: Part,
     file: FileBackend,
     faults: Arc<Faults>,
 }
@@ -97,10 +100,18 @@ pub(super) fn copy_of(log: &Path, to: &Path) {
     }
 }
 
-fn fails(number: &AtomicI32) -> io::Result<()> {
-    match number.load(Ordering::SeqCst) {
-        0 => Ok(()),
-        number => Err(io::Error::from_raw_os_error(number)),
+impl Faulty {
+    fn fails(&self, number: &AtomicI32) -> io::Result<()> {
+        let spared = self
+            .faults
+            .only
+            .lock()
+            .unwrap()
+            .is_some_and(|part| part != self.part);
+        match number.load(Ordering::SeqCst) {
+            number if number != 0 && !spared => Err(io::Error::from_raw_os_error(number)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -116,14 +127,14 @@ impl StorageBackend for Faulty {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        fails(&self.faults.grow)?;
+        self.fails(&self.faults.grow)?;
         self.file.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let held = self.faults.held.lock().unwrap();
         drop(self.faults.released.wait_while(held, |held| *held).unwrap());
-        fails(&self.faults.sync)?;
+        self.fails(&self.faults.sync)?;
         self.file.sync_data()?;
         if let Some((from, to, count)) = &mut *self.faults.copies.lock().unwrap() {
             copy_of(from, &nth(to, *count));
@@ -133,7 +144,7 @@ impl StorageBackend for Faulty {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        fails(&self.faults.write)?;
+        self.fails(&self.faults.write)?;
         self.file.write(offset, data)
     }
 
@@ -150,7 +161,7 @@ impl StorageBackend for Faulty {
     }
 }
 
-fn until_stalled(log: &Log) -> String {
+pub(super) fn until_stalled(log: &Log) -> String {
     loop {
         if let Some(reason) = log.stalled() {
             return reason;
@@ -321,7 +332,7 @@ fn opening_reads_few_of_the_entries_that_are_large() {
     // A debug build of redb reads all of the file.
     let faults = Arc::new(Faults::default());
     let file = File::options().read(true).write(true).open(&path).unwrap();
-    let file = faults.wrap(FileBackend::new(file).unwrap());
+    let file = faults.wrap(Part::Log, FileBackend::new(file).unwrap());
     drop(redb::Builder::new().create_with_backend(file).unwrap());
     let anyway = faults.read.swap(0, Ordering::SeqCst);
 

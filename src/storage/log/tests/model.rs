@@ -88,6 +88,22 @@ impl Model {
             .collect()
     }
 
+    /// What is not there is not committed.
+    fn reopened(&mut self) {
+        let end = self.end();
+        self.committed = self.committed.filter(|id| id.index < end);
+    }
+
+    /// The committed position may be an older one, and a purge is asked for once more.
+    fn survived(&self, log: &Log) {
+        assert!(log.committed().is_none_or(|id| id.index < self.end()));
+        log.save_committed(self.committed);
+        if let Some(purged) = self.last_purged {
+            wait(|done| log.purge(purged, done));
+        }
+        self.check(log);
+    }
+
     fn check(&self, log: &Log) {
         assert_eq!(log.bounds(), self.bounds());
         assert_eq!(log.vote(), self.vote);
@@ -189,20 +205,20 @@ fn run(steps: &[Step], tail_bytes: u64) {
         if matches!(step, Step::Reopen) {
             drop(log);
             log = faults.open(&path, tail_bytes);
+            model.reopened();
             model.check(&log);
         }
         if matches!(step, Step::Kill) {
-            // All that comes before is durable, but for the committed position.
-            log.set_meta("killed", b"").unwrap();
+            // All that comes before is then durable, but for the committed position.
             wait(|done| log.append(Vec::new(), done));
             let (_dir, copy) = place();
             copy_of(&path, &copy);
             let survivor = open(&copy);
-            survivor.save_committed(model.committed);
-            model.check(&survivor);
+            model.survived(&survivor);
         }
     }
     log.close().unwrap();
+    model.reopened();
     model.check(&open(&path));
 }
 

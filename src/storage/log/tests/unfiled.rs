@@ -1,5 +1,8 @@
 //! What is in the journal and not in the file.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use super::disk::{Faults, copy_of};
 use super::*;
 use crate::exit::Exit;
@@ -123,6 +126,13 @@ fn a_log_whose_journal_is_missing_damaged_or_newer_does_not_open() {
     std::fs::write(layout::journal(&copy), bytes).unwrap();
     refused(&copy, "damaged");
 
+    // One of another log.
+    let (_other, foreign) = place();
+    let (_foreign_faults, _foreign_log) = log_with_journal(&foreign);
+    let (_four, copy) = killed(&path);
+    std::fs::copy(layout::journal(&foreign), layout::journal(&copy)).unwrap();
+    refused(&copy, "of another log");
+
     // Epochs later.
     for term in 2..6 {
         wait(|done| log.save_vote(Vote { term, ..vote() }, done));
@@ -155,4 +165,123 @@ fn vote() -> Vote {
         node_id: 1,
         committed: true,
     }
+}
+
+#[test]
+fn while_the_file_has_no_room_what_has_room_in_the_journal_is_confirmed() {
+    let (_dir, path) = place();
+    let (faults, log) = log_with_journal(&path);
+    *faults.only.lock().unwrap() = Some(Part::Log);
+    faults.write.store(nix::libc::ENOSPC, Ordering::SeqCst);
+    let mut next = log.bounds().last.unwrap().index + 1;
+    // Until both segments are full.
+    let held = loop {
+        let (done, result) = promise();
+        log.append(entries(1, next..next + 1), done);
+        next += 1;
+        let confirmed = match result.recv_timeout(Duration::from_millis(500)) {
+            Err(_) if log.stalled().is_none() => result.recv().ok(),
+            told => told.ok(),
+        };
+        match confirmed {
+            Some(told) => told.unwrap(),
+            None => break result,
+        }
+    };
+    assert_eq!(all(&log), entries(1, 0..next));
+    let (_copied, copy) = killed(&path);
+    let there = all(&open(&copy));
+    assert!(there.len() as u64 >= next - 1);
+    assert_eq!(there, entries(1, 0..there.len() as u64));
+    faults.write.store(0, Ordering::SeqCst);
+    held.recv().unwrap().unwrap();
+    wait(|done| log.append(entries(1, next..next + 1), done));
+    log.close().unwrap();
+    assert_eq!(all(&open(&path)), entries(1, 0..next + 1));
+}
+
+#[test]
+fn a_log_that_is_closed_while_its_file_has_no_room_keeps_in_its_journal_what_it_confirmed() {
+    let (_dir, path) = place();
+    let (faults, log) = log_with_journal(&path);
+    *faults.only.lock().unwrap() = Some(Part::Log);
+    faults.write.store(nix::libc::ENOSPC, Ordering::SeqCst);
+    let mut next = log.bounds().last.unwrap().index + 1;
+    while log.stalled().is_none() {
+        wait(|done| log.append(entries(1, next..next + 1), done));
+        next += 1;
+    }
+    assert!(log.close().is_err());
+    let log = open(&path);
+    assert_eq!(all(&log), entries(1, 0..next));
+}
+
+#[test]
+fn an_error_of_either_file_is_final_and_what_was_confirmed_is_there_afterwards() {
+    for (part, number) in [
+        (Part::Journal, nix::libc::EIO),
+        // After a failed fsync even space that comes back helps nobody.
+        (Part::Journal, nix::libc::ENOSPC),
+        (Part::Log, nix::libc::EIO),
+    ] {
+        let (_dir, path) = place();
+        let (faults, log) = log_with_journal(&path);
+        *faults.only.lock().unwrap() = Some(part);
+        faults.sync.store(number, Ordering::SeqCst);
+        let first = log.bounds().last.unwrap().index + 1;
+        let mut next = first;
+        let error = loop {
+            let (done, result) = promise();
+            log.append(entries(1, next..next + 1), done);
+            match result.recv().unwrap() {
+                Ok(()) => next += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(error.to_string().contains("raft-log.redb"), "{error}");
+        assert!(part == Part::Log || next == first);
+        let (done, result) = promise();
+        log.save_vote(vote(), done);
+        result.recv().unwrap().unwrap_err();
+        assert!(log.close().is_err());
+        faults.sync.store(0, Ordering::SeqCst);
+        drop(log);
+        let there = all(&open(&path));
+        assert!(
+            there.len() as u64 >= next,
+            "{part:?}: {} of {next}",
+            there.len()
+        );
+        assert_eq!(there, entries(1, 0..there.len() as u64));
+    }
+}
+
+#[test]
+fn a_journal_without_room_is_left_for_the_file() {
+    let (_dir, path) = place();
+    let (faults, log) = log_with_journal(&path);
+    *faults.only.lock().unwrap() = Some(Part::Journal);
+    faults.write.store(nix::libc::ENOSPC, Ordering::SeqCst);
+    let next = log.bounds().last.unwrap().index + 1;
+    for index in next..next + 20 {
+        wait(|done| log.append(entries(1, index..index + 1), done));
+        let (_copied, copy) = killed(&path);
+        assert_eq!(all(&open(&copy)), entries(1, 0..index + 1));
+    }
+    faults.write.store(0, Ordering::SeqCst);
+    wait(|done| log.append(entries(1, next + 20..next + 21), done));
+    let (_copied, copy) = killed(&path);
+    assert_eq!(all(&open(&copy)), entries(1, 0..next + 21));
+}
+
+/// A leader that others had answered before its own disk did told its file of a committed
+/// entry that it did not hold, and a cut of its power left a log that could not be opened.
+#[test]
+fn what_is_said_to_be_committed_is_there() {
+    let (_dir, path) = place();
+    let log = open(&path);
+    wait(|done| log.append(entries(1, 0..3), done));
+    log.save_committed(Some(id(1, 9)));
+    log.close().unwrap();
+    assert_eq!(open(&path).committed(), None);
 }
