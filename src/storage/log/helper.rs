@@ -99,8 +99,8 @@ impl Helper {
         }
     }
 
-    /// Does jobs in a thread of its own from now on, if there can be one.
-    pub(super) fn begin(&mut self) {
+    /// Does jobs in a thread of its own from now on.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
         let (jobs, taken): (_, Receiver<Job>) = channel();
         let (shared, disk) = (Arc::clone(&self.shared), Arc::clone(&self.disk));
         let work = move || {
@@ -112,7 +112,8 @@ impl Helper {
             }
         };
         let thread = std::thread::Builder::new().name("raft-log-file".into());
-        self.thread = thread.spawn(work).ok().map(|thread| (jobs, thread));
+        self.thread = Some((jobs, thread.spawn(work)?));
+        Ok(())
     }
 
     /// Begins a job; the one before has ended.

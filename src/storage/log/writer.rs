@@ -78,7 +78,11 @@ impl Writer {
     /// Writes until the log is closed.
     pub(super) fn run(mut self) -> Result<(), LogError> {
         self.shared.file.patience.begin();
-        self.helper.begin();
+        if let Err(error) = self.helper.begin() {
+            let path = &self.shared.file.path;
+            let error = LogError::of("start a thread for", path, error.into());
+            self.fail(error, Vec::new());
+        }
         while let Some(group) = self.shared.next_group(self.purging.is_some()) {
             self.carry_out(group);
         }
