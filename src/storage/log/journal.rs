@@ -22,8 +22,8 @@
 //!   pages of its own.
 //! - The epoch after the marked one begins when the marked one is full or ended, with all
 //!   of its records durable. A later one begins only when the mark has moved.
-//! - Anything but an append goes into the file at once, together with all that
-//!   is here (`writer`). So a record's entries go on where those before it end.
+//! - Anything but an append of a few entries goes into the file at once, together with
+//!   all that is here (`writer`). So a record's entries go on where those before it end.
 //! - A log that was closed has neither mark nor journal: its file is all of it.
 //!
 //! What may fail, and what then holds:
@@ -64,6 +64,8 @@ const PAGE: usize = 4096;
 /// Most bytes of a record: of more, writing them twice costs more than pages
 /// all over the file.
 const MOST: usize = 256 << 10;
+/// So many entries share redb's pages, and are cheaper to write once than twice.
+const MANY: usize = 16;
 /// No journal is longer.
 const MOST_LENGTH: u64 = 128 << 20;
 /// What a journal is filled with when it is made, a piece at a time.
@@ -187,10 +189,12 @@ impl Journal {
         self.at = 0;
     }
 
-    /// Whether entries of so many bytes are worth a record here.
+    /// Whether these entries are worth a record here.
     pub(super) fn takes(&self, entries: &[&Encoded]) -> bool {
         let size = size(entries);
-        size <= MOST && size.next_multiple_of(PAGE) as u64 <= self.mark.segment
+        entries.len() < MANY
+            && size <= MOST
+            && size.next_multiple_of(PAGE) as u64 <= self.mark.segment
     }
 
     /// Whether these entries still have room in this epoch. In an empty one those have that it takes.
