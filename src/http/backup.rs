@@ -23,6 +23,7 @@ use super::error::{ApiError, Code};
 use super::limits::Share;
 use super::openapi::Files;
 use super::{Shared, answer};
+use crate::raft::Aside;
 use crate::telemetry::{count, events};
 
 /// Bytes that are read and sent at a time: few enough system calls, little memory.
@@ -106,7 +107,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn of(file: File, length: u64, taken: Taken) -> Self {
+    fn of(file: Aside<File>, length: u64, taken: Taken) -> Self {
         let (sender, chunks) = mpsc::channel(WAITING_CHUNKS);
         tokio::spawn(send(file, length, sender, taken));
         let left = length;
@@ -116,13 +117,18 @@ impl Stream {
 
 /// Reads `length` bytes of `file` and sends them, until they are all sent or
 /// nobody takes them.
-async fn send(mut file: File, length: u64, sender: mpsc::Sender<io::Result<Bytes>>, taken: Taken) {
+async fn send(
+    mut file: Aside<File>,
+    length: u64,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    taken: Taken,
+) {
     let mut left = length;
     while left > 0 {
         let chunk = usize::try_from(left.min(CHUNK_BYTES)).unwrap_or_default();
         let read = tokio::task::spawn_blocking(move || {
             let mut bytes = vec![0; chunk];
-            let read = file.read_exact(&mut bytes).map(|()| Bytes::from(bytes));
+            let read = (&*file).read_exact(&mut bytes).map(|()| Bytes::from(bytes));
             (file, read)
         });
         let Ok((same, read)) = read.await else {
@@ -210,11 +216,11 @@ mod tests {
     use super::*;
     use crate::http::limits::Limits;
 
-    fn file(bytes: &[u8]) -> File {
+    fn file(bytes: &[u8]) -> Aside<File> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file.rewind().unwrap();
-        file
+        Aside::new(file)
     }
 
     fn taken(slot: Share) -> Taken {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::blocking::blocking;
+use super::blocking::{Aside, blocking};
 use crate::durable;
 use crate::storage::{Applied, StateMachine, StorageError};
 
 /// A copy, as a file without a name: it is gone when this is dropped.
 pub(super) struct Copy {
     /// The SQLite database, at its beginning.
-    pub(super) file: File,
+    pub(super) file: Aside<File>,
     /// How far it is.
     pub(super) applied: Applied,
 }
@@ -43,7 +43,7 @@ impl Copies {
 }
 
 fn copy(machine: &dyn StateMachine, path: &Path) -> Result<Copy, StorageError> {
-    let file = durable::create_new(path)?;
+    let file = Aside::new(durable::create_new(path)?);
     let copied = machine.write_snapshot(path);
     // Without a name, it is gone when the last handle to it is closed.
     durable::remove(path)?;

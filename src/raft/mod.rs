@@ -63,6 +63,7 @@ use crate::storage::log::Log;
 use crate::storage::space::{Free, Space};
 use crate::storage::{Sizes, StorageError};
 
+pub use self::blocking::Aside;
 pub use self::node::Node;
 pub use self::options::Options;
 pub use self::start::StartError;
@@ -222,7 +223,7 @@ pub struct SnapshotDone {
 #[derive(Debug)]
 pub struct Backup {
     /// The SQLite database, at its beginning.
-    pub file: File,
+    pub file: Aside<File>,
     /// The last entry it holds.
     pub last_applied: Option<LogId>,
 }

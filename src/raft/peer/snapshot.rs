@@ -37,7 +37,7 @@ use super::{Link, PeerError, Peers, Service, grpc};
 use crate::durable;
 use crate::format::entry::Vote;
 use crate::format::peer::{SnapshotAnswer, SnapshotHead, decode, encode};
-use crate::raft::blocking::blocking;
+use crate::raft::blocking::{Aside, blocking};
 use crate::raft::copies::Copy;
 use crate::raft::machine::SnapshotData;
 use crate::raft::types::{Meta, from_log_id, from_stored, from_vote, to_log_id, to_vote};
@@ -150,7 +150,7 @@ fn unreadable(id: u64, error: &dyn std::fmt::Display) -> PeerError {
 async fn send_from(
     link: &Link,
     head: &SnapshotHead,
-    file: &Arc<File>,
+    file: &Arc<Aside<File>>,
     reached: &mut u64,
 ) -> Result<Vote, PeerError> {
     let (sender, mut receiver) = mpsc::channel(QUEUED);
@@ -261,28 +261,39 @@ impl Receiver {
         }
     }
 
-    /// The file for an offer, with what is there of it.
-    fn take_up(&self, held: &mut Held, head: &SnapshotHead) -> Result<u64, Status> {
+    /// The file for an offer, with what is there of it, in `held`; and how much that is.
+    async fn take_up(&self, mut held: Held, head: &SnapshotHead) -> Result<(Held, u64), Status> {
+        let (digest, bytes) = (head.digest, head.bytes);
         if let Some(part) = held.as_ref()
-            && (part.digest, part.bytes) == (head.digest, head.bytes)
+            && (part.digest, part.bytes) == (digest, bytes)
         {
-            return Ok(part.have);
+            let have = part.have;
+            return Ok((held, have));
         }
-        **held = None;
-        let file = durable::create_new(&self.path).map_err(|error| failed(&error))?;
-        **held = Some(Part {
-            digest: head.digest,
-            bytes: head.bytes,
-            have: 0,
-            hash: Xxh3::new(),
-            file: Arc::new(file),
+        let path = self.path.clone();
+        // Gives back the blocks of what is there of another, which takes its time.
+        let begun = blocking(move || {
+            *held = None;
+            *held = Some(Part {
+                digest,
+                bytes,
+                have: 0,
+                hash: Xxh3::new(),
+                file: Arc::new(durable::create_new(&path)?),
+            });
+            Ok::<_, durable::DurableError>(held)
         });
-        Ok(0)
+        let held = begun.await.map_err(|error| failed(&error))?;
+        Ok((held.map_err(|error| failed(&error))?, 0))
     }
 
-    fn forget(&self, held: &mut Held) {
-        **held = None;
-        if let Err(error) = durable::remove(&self.path) {
+    async fn forget(&self, mut held: Held) {
+        let path = self.path.clone();
+        let removed = blocking(move || {
+            *held = None;
+            durable::remove(&path)
+        });
+        if let Ok(Err(error)) = removed.await {
             tracing::warn!(MESSAGE_ID = events::STORAGE_FAILED, "{}", Chain(&error));
         }
     }
@@ -331,8 +342,8 @@ async fn take(
         return say(answers, SnapshotAnswer::Done(vote)).await;
     }
     let busy = |_| Status::unavailable("another snapshot is being received");
-    let mut held = Arc::clone(&receiver.part).try_lock_owned().map_err(busy)?;
-    let have = receiver.take_up(&mut held, &head)?;
+    let held = Arc::clone(&receiver.part).try_lock_owned().map_err(busy)?;
+    let (mut held, have) = receiver.take_up(held, &head).await?;
     say(answers, SnapshotAnswer::From(have)).await?;
     let Some(part) = held.as_mut() else {
         return Err(Status::internal("the file is gone"));
@@ -340,13 +351,13 @@ async fn take(
     while part.have < part.bytes {
         let chunk = next(&mut messages).await?;
         if let Err(status) = part.write(chunk).await {
-            receiver.forget(&mut held);
+            receiver.forget(held).await;
             return Err(status);
         }
     }
     let installed = install(service, from, head, part).await;
     // It was consumed, or is of no use.
-    receiver.forget(&mut held);
+    receiver.forget(held).await;
     say(answers, SnapshotAnswer::Done(installed?)).await
 }
 
