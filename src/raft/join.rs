@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::impls::BasicNode;
 use openraft::{Config, ServerState, SnapshotPolicy};
 
 use super::Gate;
@@ -24,7 +23,7 @@ use super::start::{self, Identity, Pair, StartError};
 use super::types::to_membership;
 use crate::config::settings::Secret;
 use crate::format::entry::{Entry, Payload};
-use crate::format::record::Membership;
+use crate::format::record::{LogId, Membership, NodeAddress};
 use crate::storage::log::{Disk, Log};
 use crate::storage::{Applied, StateMachine};
 use crate::telemetry::events;
@@ -197,37 +196,75 @@ impl Beginning {
         } = self;
         let config = Arc::new(config(&options, opened.alone, self.promise)?);
         let peers = self.network.peers.clone();
+        // Of openraft's own making nothing is there yet.
+        let is_empty = opened.log.bounds().last.is_none() && opened.log.vote().is_none();
+        if is_empty && opened.recorded.is_none() && !options.join {
+            form(&self.store, &options).await?;
+        }
         let raft = Raft::new(options.id, config, self.network, self.store, self.machine)
             .await
             .map_err(refused)?;
         let (log, recorded, local) = (&opened.log, opened.recorded, peers.local());
-        if join(&raft, log, &self.path, recorded, &options, local).await? {
+        let joined = join(&raft, log, &self.path, recorded, is_empty, &options, local);
+        if joined.await? {
             lead_if_alone(&raft, options.id).await?;
         }
         Ok(raft)
     }
 }
 
-/// Forms the cluster where there is none yet, and records whose data this is;
-/// whether it now belongs to one.
+/// The members of the cluster that a node forms which has no data.
+fn initial(options: &Options) -> Result<BTreeMap<u64, String>, StartError> {
+    let mut members = options.members.clone();
+    if members.is_empty() {
+        members.insert(options.id, options.peer_listen.to_string());
+    }
+    start::check_initial(&members, options.id)?;
+    Ok(members)
+}
+
+/// Writes the first entry, the members, as each of them does for itself: whoever leads first
+/// has the others take its own. Not by openraft's `initialize`, which has the node want to
+/// lead without asking the others whether they have a leader: a member that comes
+/// late, or comes back with an empty disk, would depose it.
+async fn form(store: &LogStore, options: &Options) -> Result<(), StartError> {
+    let members = initial(options)?;
+    let voters = members.keys().copied().collect();
+    let nodes = members.into_iter();
+    let membership = Membership {
+        configs: vec![voters],
+        nodes: nodes.map(|(id, addr)| (id, NodeAddress { addr })).collect(),
+    };
+    let first = Entry {
+        log_id: LogId {
+            term: 0,
+            node_id: options.id,
+            index: 0,
+        },
+        payload: Payload::Membership(membership),
+    };
+    store.begin(first).await.map_err(refused)
+}
+
+/// Records whose data this is, and has a cluster that was formed just now elect its
+/// leader; whether the data belongs to a cluster.
 ///
-/// No peer may reach this node before this has returned: a vote that it gave
-/// would keep it from forming the cluster. It may reach others as soon as the
-/// cluster's id is known. A node that is to join a cluster forms none: who adds
-/// it tells it which one it is.
+/// No peer may reach this node before this has returned: it does not know yet to which
+/// cluster it belongs. It may reach others as soon as it does. A node that is to
+/// join a cluster forms none: who adds it tells it which one it is.
 async fn join(
     raft: &Raft,
     log: &Log,
     path: &Path,
     recorded: Option<Identity>,
+    was_empty: bool,
     options: &Options,
     local: &Local,
 ) -> Result<bool, StartError> {
-    let is_empty = !raft.is_initialized().await.map_err(refused)?;
-    match (&recorded, is_empty) {
+    match (&recorded, was_empty) {
         // Power may be cut between the vote and the first entry: the others have that one, and
         // cannot bring it before this node listens.
-        (Some(_), _) => return Ok(!is_empty && log.bounds().last.is_some()),
+        (Some(_), _) => return Ok(!was_empty && log.bounds().last.is_some()),
         (None, true) if options.join => {
             tracing::info!(
                 "Waiting to be added to a cluster: POST /admin/members on one of its nodes, with \
@@ -239,36 +276,33 @@ async fn join(
         }
         (None, _) => {}
     }
-    let mut members = options.members.clone();
-    if members.is_empty() {
-        members.insert(options.id, options.peer_listen.to_string());
-    }
-    if is_empty {
-        start::check_initial(&members, options.id)?;
+    let members = if was_empty {
+        initial(options)?
     } else {
-        let stored = raft.metrics().borrow_watched().membership_config.clone();
-        let membership = to_membership(stored.membership());
+        // The metrics tell of it a moment later.
+        let stored = raft.with_raft_state(|state| {
+            to_membership(state.membership_state.effective().membership())
+        });
+        let membership = stored.await.map_err(refused)?;
         start::check_member(&membership, options.id, path)?;
         let nodes = membership.nodes.into_iter();
-        members = nodes.map(|(id, node)| (id, node.addr)).collect();
-    }
+        nodes.map(|(id, node)| (id, node.addr)).collect()
+    };
     let identity = Identity {
         node_id: options.id,
         cluster_id: start::cluster_id(&members),
         // Others may know a later membership than the one stored here.
-        provisional: !is_empty && members.len() > 1,
+        provisional: !was_empty && members.len() > 1,
     };
     local.join(&identity.cluster_id, identity.provisional);
-    if is_empty {
-        let nodes = members.iter();
-        let nodes = nodes.map(|(id, address)| (*id, BasicNode::new(address)));
-        let nodes: BTreeMap<u64, BasicNode> = nodes.collect();
-        raft.initialize(nodes).await.map_err(refused)?;
-    }
     let (log, path) = (log.clone(), path.to_owned());
     blocking(move || start::record(&log, &identity, &path))
         .await
         .map_err(refused)??;
+    if was_empty && members.len() > 1 {
+        // At once, if the others have no leader; else it is heard of soon.
+        raft.trigger().elect(true).await.map_err(refused)?;
+    }
     Ok(true)
 }
 

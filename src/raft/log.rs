@@ -13,6 +13,7 @@ use super::blocking::blocking;
 use super::types::{
     RaftEntry, Types, from_entry, from_log_id, from_vote, to_entry, to_log_id, to_vote,
 };
+use crate::format::entry::Entry;
 use crate::storage::log::{Done, Log, LogError};
 use crate::telemetry::events;
 
@@ -41,6 +42,15 @@ impl LogStore {
     /// How far the log is durable, now and later.
     pub(super) fn durable(&self) -> watch::Receiver<Durable> {
         self.durable.subscribe()
+    }
+
+    /// Writes the entry that a cluster begins with into a log that has none.
+    pub(super) async fn begin(&self, first: Entry) -> io::Result<()> {
+        let next = first.log_id.index + 1;
+        self.durably(|log, done| log.append(vec![first], done))
+            .await?;
+        self.durable.send_replace(Some(next));
+        Ok(())
     }
 
     /// Entries may lie on disk only: reading them must not hold up the event loop.

@@ -27,6 +27,30 @@ async fn nodes_with_the_same_members_form_one_cluster_in_any_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_comes_late_deposes_nobody() {
+    let mut cluster = Cluster::new(&SQLITE);
+    for id in [1, 2] {
+        cluster.start(id).await;
+    }
+    let leader = cluster.leader().await;
+    let term = cluster.node(leader).status().term;
+    // Its first term and its id would be a later vote than the leader's.
+    cluster.start(3).await;
+    set(cluster.node(3), "key", "value").await.unwrap();
+    eventually("the third has the key", || {
+        (cluster.node(3).status().last_applied >= cluster.node(leader).status().last_applied)
+            .then_some(())
+    })
+    .await;
+    for node in cluster.nodes() {
+        assert_eq!(
+            (node.status().leader, node.status().term),
+            (Some(leader), term)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_written_on_one_node_is_read_on_every_other_at_once() {
     let cluster = Cluster::all(&[Backend::Sqlite, Backend::Redb, Backend::Memory]).await;
     for round in 0..20 {
