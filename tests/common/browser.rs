@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 /// After this long without an answer the browser hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What the browser says when the page that is asked gives way to another.
+const NAVIGATED: &str = "Inspected target navigated or closed";
 
 /// The browser, if there is one; `None` and the reason on standard error where
 /// there is none, unless `ASPEN_REQUIRE_ALL_TESTS=1` makes it a failure.
@@ -106,6 +108,12 @@ impl Browser {
     }
 
     fn call(&mut self, method: &str, parameters: Value) -> Value {
+        let answer = self.ask(method, parameters);
+        answer.unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// The result, or else the error.
+    fn ask(&mut self, method: &str, parameters: Value) -> Result<Value, Value> {
         self.asked += 1;
         let id = self.asked;
         let mut message = json!({ "id": id, "method": method, "params": parameters });
@@ -118,8 +126,10 @@ impl Browser {
             let answer = self.from.recv_timeout(PATIENCE);
             let mut answer = answer.unwrap_or_else(|error| panic!("{method}: {error}"));
             if answer["id"] == id {
-                assert!(answer["error"].is_null(), "{method}: {answer}");
-                return answer["result"].take();
+                return match answer["error"].is_null() {
+                    true => Ok(answer["result"].take()),
+                    false => Err(answer["error"].take()),
+                };
             }
             self.listen(&answer);
         }
@@ -161,11 +171,21 @@ impl Browser {
 
     /// What an expression of JavaScript is in the page.
     pub(crate) fn value(&mut self, expression: &str) -> Value {
+        let value = self.evaluate(expression);
+        value.unwrap_or_else(|| panic!("{expression}: another page came"))
+    }
+
+    /// The same; nothing if another page comes in that moment.
+    fn evaluate(&mut self, expression: &str) -> Option<Value> {
         let asked =
             json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
-        let mut told = self.call("Runtime.evaluate", asked);
+        let mut told = match self.ask("Runtime.evaluate", asked) {
+            Ok(told) => told,
+            Err(error) if error["message"] == NAVIGATED => return None,
+            Err(error) => panic!("{expression}: {error}"),
+        };
         assert!(told["exceptionDetails"].is_null(), "{expression}: {told}");
-        told["result"]["value"].take()
+        Some(told["result"]["value"].take())
     }
 
     /// What a reader sees of the page.
@@ -176,15 +196,13 @@ impl Browser {
 
     /// Waits until an expression is true.
     pub(crate) fn until(&mut self, expression: &str) {
-        let since = Instant::now();
-        while self.value(&format!("!!({expression})")) != true {
-            let text = self.text();
-            let long = since.elapsed() > PATIENCE;
-            assert!(
-                !long,
-                "never came true: {expression}\n{:?}\n{text}",
-                self.complaints
-            );
+        let (since, is_true) = (Instant::now(), format!("!!({expression})"));
+        while self.evaluate(&is_true).is_none_or(|value| value != true) {
+            if since.elapsed() > PATIENCE {
+                let text = self.text();
+                let complaints = &self.complaints;
+                panic!("never came true: {expression}\n{complaints:?}\n{text}");
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
