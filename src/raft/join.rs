@@ -226,7 +226,7 @@ fn initial(options: &Options) -> Result<BTreeMap<u64, String>, StartError> {
 /// Writes the first entry, the members, as each of them does for itself: whoever leads first
 /// has the others take its own. Not by openraft's `initialize`, which has the node want to
 /// lead without asking the others whether they have a leader: a member that comes
-/// late, or comes back with an empty disk, would depose it.
+/// late would depose it.
 async fn form(store: &LogStore, options: &Options) -> Result<(), StartError> {
     let members = initial(options)?;
     let voters = members.keys().copied().collect();
