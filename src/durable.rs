@@ -20,6 +20,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags};
+use nix::libc;
 
 use self::direct::Direct;
 use crate::exit::Exit;
@@ -404,11 +405,11 @@ fn next_data(file: &File, at: u64, length: u64) -> io::Result<(u64, u64)> {
     };
     let start = match seek(at, Whence::SeekData) {
         Ok(start) => start.min(length),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
             return Ok((length, length));
         }
         // A file system that cannot tell holes from data: all is data.
-        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok((at, length)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok((at, length)),
         Err(error) => return Err(error),
     };
     let end = seek(start, Whence::SeekHole)?.min(length);
@@ -448,18 +449,24 @@ fn copy_range(from: &File, to: &File, at: u64, length: u64) -> io::Result<()> {
 /// Asks the kernel to start writing a range, without waiting: a later fsync
 /// then has little left to do. A hint: failure changes nothing.
 pub fn start_writeback(file: &File, offset: u64, length: u64) {
+    write_range(file, offset, length, libc::SYNC_FILE_RANGE_WRITE);
+}
+
+/// As [`start_writeback`], and waits until the range is written. It is durable
+/// only after an fsync.
+pub fn write_back(file: &File, offset: u64, length: u64) {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    write_range(file, offset, length, flags);
+}
+
+fn write_range(file: &File, offset: u64, length: u64, flags: u32) {
     let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
         return;
     };
     // SAFETY: plain system call on an open descriptor; it touches no memory of ours.
-    let _ = unsafe {
-        nix::libc::sync_file_range(
-            file.as_raw_fd(),
-            offset,
-            length,
-            nix::libc::SYNC_FILE_RANGE_WRITE,
-        )
-    };
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, flags) };
 }
 
 /// Bytes free for this process on the file system that holds `dir`.

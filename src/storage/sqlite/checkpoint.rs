@@ -13,6 +13,10 @@
 //! Meanwhile the log is written to the disk as it grows, so that the sync at the beginning
 //! of a checkpoint has little left to do.
 //!
+//! A checkpoint by hand has the time to write what the first pass has copied piece by piece,
+//! with pauses: behind thousands of pages all over the file, given to the disk at
+//! once, every sync of the Raft log stands in line for 50 ms.
+//!
 //! Who reads an old state (a snapshot of ours, somebody's `sqlite3` shell)
 //! keeps step 1 from getting to the end; then step 2 is left out, and the log
 //! grows until that reader is done. Nobody waits for it but a checkpoint asked
@@ -41,6 +45,11 @@ pub(super) const THRESHOLD_BYTES: u64 = 32 << 20;
 /// How little a pass has to find added before the last step is worth it: to
 /// copy and sync so much takes some milliseconds.
 const REST_BYTES: u64 = 1 << 20;
+/// Pieces of the database between which there are pauses: with the pages of a log of
+/// [`THRESHOLD_BYTES`] all over it, each takes the disk a fraction of a millisecond.
+const PIECES: u64 = 256;
+/// What a piece takes at most in which there was nothing to write.
+const NOTHING: Duration = Duration::from_micros(50);
 /// How long the last step waits for readers, and the writer with it.
 const READER_WAIT: Duration = Duration::from_millis(20);
 /// How long a checkpoint by hand goes on trying.
@@ -125,23 +134,32 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 impl Shared {
-    fn run(&self, files: &Checkpointer, last: &'static str) -> Result<Done, StorageError> {
+    fn run(
+        &self,
+        files: &Checkpointer,
+        last: &'static str,
+        gently: bool,
+    ) -> Result<Done, StorageError> {
         let failed = |source| self.failed("checkpoint", source);
         let (began, before) = (Instant::now(), self.sizes());
         let rest_pages = REST_BYTES / self.pulse.page_bytes().max(1);
         // Syncs the database as well, which SQLite leaves to the last step.
-        let round = || {
+        let round = |gently| {
             let pass = files.pass(PASSIVE).map_err(failed)?;
+            if gently {
+                self.write_gently(&files.database);
+            }
             durable::fsync(&files.database, &self.path)?;
             Ok::<_, StorageError>(pass)
         };
-        let mut pass = round()?;
-        let mut left = pass.pages;
+        let mut pass = round(gently)?;
+        let (mut left, mut paused) = (pass.pages, gently);
         while left > rest_pages {
-            let next = round()?;
+            let next = round(false)?;
             let added = next.pages.saturating_sub(pass.copied);
             pass = next;
-            if added > left / 2 {
+            // What was added during pauses does not say that the writer is too fast.
+            if added > left / 2 && !std::mem::take(&mut paused) {
                 break;
             }
             left = added;
@@ -188,7 +206,13 @@ impl Shared {
         let files = files.as_ref().ok_or(StorageError::Closed)?;
         let (began, before) = (Instant::now(), self.sizes());
         loop {
-            let done = self.run(files, TRUNCATE)?;
+            // Giving the log's blocks back takes tens of milliseconds. Writers wait for that alone
+            // once the log has begun anew.
+            let mut done = self.run(files, RESTART, true)?;
+            if done.complete {
+                let emptied = self.run(files, TRUNCATE, false)?;
+                (done.complete, done.after) = (emptied.complete, emptied.after);
+            }
             if done.complete {
                 let told = Checkpoint {
                     wal_bytes_before: before.wal.unwrap_or(0),
@@ -242,6 +266,20 @@ impl Shared {
         bytes
     }
 
+    /// Writes what a pass has copied into the database to the disk, half of the time.
+    fn write_gently(&self, database: &File) {
+        let length = database.metadata().map_or(0, |metadata| metadata.len());
+        let piece = length.div_ceil(PIECES).next_multiple_of(1 << 16);
+        for at in (0..PIECES).map(|n| n * piece).take_while(|at| *at < length) {
+            let began = Instant::now();
+            durable::write_back(database, at, piece);
+            let took = began.elapsed();
+            if took > NOTHING && !self.pulse.stopped() {
+                std::thread::sleep(took);
+            }
+        }
+    }
+
     /// What the checkpointing thread does until told to stop.
     pub(super) fn keep_short(&self) {
         let mut report = Report::default();
@@ -262,7 +300,7 @@ impl Shared {
             let Some(files) = files.as_ref() else {
                 continue;
             };
-            let done = self.run(files, if idle { TRUNCATE } else { RESTART });
+            let done = self.run(files, if idle { TRUNCATE } else { RESTART }, false);
             let (shortest, longest) = PINNED_PAUSES;
             pinned = match &done {
                 Ok(done) if done.complete => None,
