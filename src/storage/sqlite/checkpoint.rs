@@ -133,6 +133,15 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+impl Done {
+    fn count(&self) {
+        // An empty log is emptied in no time, which says nothing.
+        if self.complete && self.pages > 0 {
+            count::CHECKPOINTS.observe(self.took);
+        }
+    }
+}
+
 impl Shared {
     fn run(
         &self,
@@ -184,10 +193,6 @@ impl Shared {
                 drop(writer);
             }
         }
-        // An empty log is emptied in no time, which says nothing.
-        if complete && pass.pages > 0 {
-            count::CHECKPOINTS.observe(began.elapsed());
-        }
         Ok(Done {
             complete,
             pages: pass.pages,
@@ -212,8 +217,10 @@ impl Shared {
             if done.complete {
                 let emptied = self.run(files, TRUNCATE, false)?;
                 (done.complete, done.after) = (emptied.complete, emptied.after);
+                done.took += emptied.took;
             }
             if done.complete {
+                done.count();
                 let told = Checkpoint {
                     wal_bytes_before: before.wal.unwrap_or(0),
                     wal_bytes_after: done.after.wal.unwrap_or(0),
@@ -306,6 +313,9 @@ impl Shared {
                 Ok(done) if done.complete => None,
                 _ => Some(pinned.map_or(shortest, |pause| longest.min(2 * pause))),
             };
+            if let Ok(done) = &done {
+                done.count();
+            }
             report.take(done, &self.path);
         }
     }
