@@ -196,16 +196,16 @@ impl Beginning {
         } = self;
         let config = Arc::new(config(&options, opened.alone, self.promise)?);
         let peers = self.network.peers.clone();
-        // Of openraft's own making nothing is there yet.
-        let is_empty = opened.log.bounds().last.is_none() && opened.log.vote().is_none();
-        if is_empty && opened.recorded.is_none() && !options.join {
-            form(&self.store, &options).await?;
-        }
+        let is_new = is_empty(&opened.log) && opened.recorded.is_none();
+        let formed = match is_new && !options.join {
+            true => Some(form(&self.store, &options).await?),
+            false => None,
+        };
         let raft = Raft::new(options.id, config, self.network, self.store, self.machine)
             .await
             .map_err(refused)?;
         let (log, recorded, local) = (&opened.log, opened.recorded, peers.local());
-        let joined = join(&raft, log, &self.path, recorded, is_empty, &options, local);
+        let joined = join(&raft, log, &self.path, recorded, formed, &options, local);
         if joined.await? {
             lead_if_alone(&raft, options.id).await?;
         }
@@ -213,26 +213,24 @@ impl Beginning {
     }
 }
 
-/// The members of the cluster that a node forms which has no data.
-fn initial(options: &Options) -> Result<BTreeMap<u64, String>, StartError> {
+/// Whether nothing was ever written.
+fn is_empty(log: &Log) -> bool {
+    log.bounds().last.is_none() && log.vote().is_none()
+}
+
+/// Writes the first entry, the members, as each of them does for itself: whoever leads first
+/// has the others take its own. Returns them. Not by openraft's `initialize`, which has the node want to
+/// lead without asking the others whether they have a leader: a member that comes
+/// late would depose it.
+async fn form(store: &LogStore, options: &Options) -> Result<BTreeMap<u64, String>, StartError> {
     let mut members = options.members.clone();
     if members.is_empty() {
         members.insert(options.id, options.peer_listen.to_string());
     }
     start::check_initial(&members, options.id)?;
-    Ok(members)
-}
-
-/// Writes the first entry, the members, as each of them does for itself: whoever leads first
-/// has the others take its own. Not by openraft's `initialize`, which has the node want to
-/// lead without asking the others whether they have a leader: a member that comes
-/// late would depose it.
-async fn form(store: &LogStore, options: &Options) -> Result<(), StartError> {
-    let members = initial(options)?;
-    let voters = members.keys().copied().collect();
-    let nodes = members.into_iter();
+    let nodes = members.clone().into_iter();
     let membership = Membership {
-        configs: vec![voters],
+        configs: vec![members.keys().copied().collect()],
         nodes: nodes.map(|(id, addr)| (id, NodeAddress { addr })).collect(),
     };
     let first = Entry {
@@ -243,7 +241,8 @@ async fn form(store: &LogStore, options: &Options) -> Result<(), StartError> {
         },
         payload: Payload::Membership(membership),
     };
-    store.begin(first).await.map_err(refused)
+    store.begin(first).await.map_err(refused)?;
+    Ok(members)
 }
 
 /// Records whose data this is, and has a cluster that was formed just now elect its
@@ -257,15 +256,19 @@ async fn join(
     log: &Log,
     path: &Path,
     recorded: Option<Identity>,
-    was_empty: bool,
+    formed: Option<BTreeMap<u64, String>>,
     options: &Options,
     local: &Local,
 ) -> Result<bool, StartError> {
-    match (&recorded, was_empty) {
+    if recorded.is_some() {
         // Power may be cut between the vote and the first entry: the others have that one, and
         // cannot bring it before this node listens.
-        (Some(_), _) => return Ok(!was_empty && log.bounds().last.is_some()),
-        (None, true) if options.join => {
+        return Ok(log.bounds().last.is_some());
+    }
+    let is_formed = formed.is_some();
+    let members = match formed {
+        Some(members) => members,
+        None if is_empty(log) => {
             tracing::info!(
                 "Waiting to be added to a cluster: POST /admin/members on one of its nodes, with \
                  the id {} and the address that leads to cluster.peer_listen here",
@@ -274,32 +277,29 @@ async fn join(
             local.wait_for_cluster();
             return Ok(false);
         }
-        (None, _) => {}
-    }
-    let members = if was_empty {
-        initial(options)?
-    } else {
-        // The metrics tell of it a moment later.
-        let stored = raft.with_raft_state(|state| {
-            to_membership(state.membership_state.effective().membership())
-        });
-        let membership = stored.await.map_err(refused)?;
-        start::check_member(&membership, options.id, path)?;
-        let nodes = membership.nodes.into_iter();
-        nodes.map(|(id, node)| (id, node.addr)).collect()
+        None => {
+            // The metrics tell of it a moment later.
+            let stored = raft.with_raft_state(|state| {
+                to_membership(state.membership_state.effective().membership())
+            });
+            let membership = stored.await.map_err(refused)?;
+            start::check_member(&membership, options.id, path)?;
+            let nodes = membership.nodes.into_iter();
+            nodes.map(|(id, node)| (id, node.addr)).collect()
+        }
     };
     let identity = Identity {
         node_id: options.id,
         cluster_id: start::cluster_id(&members),
         // Others may know a later membership than the one stored here.
-        provisional: !was_empty && members.len() > 1,
+        provisional: !is_formed && members.len() > 1,
     };
     local.join(&identity.cluster_id, identity.provisional);
     let (log, path) = (log.clone(), path.to_owned());
     blocking(move || start::record(&log, &identity, &path))
         .await
         .map_err(refused)??;
-    if was_empty && members.len() > 1 {
+    if is_formed && members.len() > 1 {
         // At once, if the others have no leader; else it is heard of soon.
         raft.trigger().elect(true).await.map_err(refused)?;
     }
