@@ -210,40 +210,49 @@ impl Shared {
         let files = files.unwrap_or_else(PoisonError::into_inner);
         let files = files.as_ref().ok_or(StorageError::Closed)?;
         let (began, before) = (Instant::now(), self.sizes());
+        let mut done = self.complete(files, RESTART, true, began)?;
+        // Giving the log's blocks back takes tens of milliseconds: writers wait for that alone.
+        let emptied = self.complete(files, TRUNCATE, false, began)?;
+        done.after = emptied.after;
+        done.took += emptied.took;
+        done.count();
+        let told = Checkpoint {
+            wal_bytes_before: before.wal.unwrap_or(0),
+            wal_bytes_after: done.after.wal.unwrap_or(0),
+            wal_pages: done.pages,
+            checkpointed_pages: done.copied,
+            database_bytes_before: before.database,
+            database_bytes_after: done.after.database,
+        };
+        tracing::info!(
+            target: "aspen::storage",
+            MESSAGE_ID = events::WAL_CHECKPOINT,
+            ASPEN_PAGES = told.checkpointed_pages,
+            ASPEN_WAL_BYTES = told.wal_bytes_after,
+            ASPEN_DURATION_MS = milliseconds(began.elapsed()),
+            "WAL checkpoint: {} pages in {} ms, write-ahead log {} -> {} bytes, database {} -> {} bytes",
+            told.checkpointed_pages,
+            began.elapsed().as_millis(),
+            told.wal_bytes_before,
+            told.wal_bytes_after,
+            told.database_bytes_before,
+            told.database_bytes_after,
+        );
+        Ok(told)
+    }
+
+    /// Tries again until it is complete, or it is [`MANUAL_WAIT`] after `began`.
+    fn complete(
+        &self,
+        files: &Checkpointer,
+        last: &'static str,
+        gently: bool,
+        began: Instant,
+    ) -> Result<Done, StorageError> {
         loop {
-            // Giving the log's blocks back takes tens of milliseconds. Writers wait for that alone
-            // once the log has begun anew.
-            let mut done = self.run(files, RESTART, true)?;
+            let done = self.run(files, last, gently)?;
             if done.complete {
-                let emptied = self.run(files, TRUNCATE, false)?;
-                (done.complete, done.after) = (emptied.complete, emptied.after);
-                done.took += emptied.took;
-            }
-            if done.complete {
-                done.count();
-                let told = Checkpoint {
-                    wal_bytes_before: before.wal.unwrap_or(0),
-                    wal_bytes_after: done.after.wal.unwrap_or(0),
-                    wal_pages: done.pages,
-                    checkpointed_pages: done.copied,
-                    database_bytes_before: before.database,
-                    database_bytes_after: done.after.database,
-                };
-                tracing::info!(
-                    target: "aspen::storage",
-                    MESSAGE_ID = events::WAL_CHECKPOINT,
-                    ASPEN_PAGES = told.checkpointed_pages,
-                    ASPEN_WAL_BYTES = told.wal_bytes_after,
-                    ASPEN_DURATION_MS = milliseconds(began.elapsed()),
-                    "WAL checkpoint: {} pages in {} ms, write-ahead log {} -> {} bytes, database {} -> {} bytes",
-                    told.checkpointed_pages,
-                    began.elapsed().as_millis(),
-                    told.wal_bytes_before,
-                    told.wal_bytes_after,
-                    told.database_bytes_before,
-                    told.database_bytes_after,
-                );
-                return Ok(told);
+                return Ok(done);
             }
             if self.pulse.stopped() {
                 return Err(StorageError::Closed);
