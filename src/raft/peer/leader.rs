@@ -67,7 +67,7 @@ pub(in crate::raft) struct Leader {
     recent: Arc<Mutex<Option<Instant>>>,
 }
 
-/// Who leads, as far as this node knows.
+/// Who leads and can be asked, as far as this node knows.
 pub(super) enum Known {
     Nobody,
     Me,
@@ -239,9 +239,12 @@ impl Leader {
             Some(id) if id == metrics.id => Known::Me,
             Some(id) => {
                 let members = metrics.membership_config.membership();
-                let address = members.get_node(&id).map(|node| node.addr.clone());
-                let address = address.unwrap_or_default();
-                Known::Other { id, address }
+                let stored = members.get_node(&id).map_or("", |node| &node.addr);
+                match self.peers.address(id, stored) {
+                    // A node that joins hears of a leader before it is told who is where.
+                    unknown if unknown.is_empty() => Known::Nobody,
+                    address => Known::Other { id, address },
+                }
             }
         }
     }

@@ -270,8 +270,9 @@ impl Peers {
         self.connect(id, &self.address(id, stored)).await
     }
 
-    /// What the configuration says, else the membership now, else what was known before.
-    fn address(&self, id: u64, stored: &str) -> String {
+    /// What the configuration says, else the membership now, else what was known before;
+    /// empty if nothing is.
+    pub(super) fn address(&self, id: u64, stored: &str) -> String {
         if let Some(given) = self.0.addresses.get(&id) {
             return given.clone();
         }
