@@ -20,6 +20,7 @@
 
 mod chance;
 mod clients;
+mod clock;
 #[path = "../common/mod.rs"]
 mod common;
 mod disk;
@@ -30,7 +31,7 @@ mod run;
 mod troubles;
 
 use std::process::{Command, Output};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use machine::ELECTION;
@@ -45,9 +46,6 @@ const SEEDS: (u64, u64) = (2, 4);
 /// Seconds that a run may take: many times what it needs.
 const LIMIT: &str = "900";
 
-/// Held by all that run, and by what has to have the processors to itself.
-static PROCESSORS: RwLock<()> = RwLock::new(());
-
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -55,11 +53,6 @@ fn number(name: &str) -> Option<u64> {
 /// The same test in a process of its own, which is where a run repeats itself: what a
 /// process has drawn before counts.
 fn child(test: &str, seed: u64) -> Output {
-    let _others = PROCESSORS.read().unwrap_or_else(PoisonError::into_inner);
-    start(test, seed)
-}
-
-fn start(test: &str, seed: u64) -> Output {
     // Work that takes no simulated time would go on for ever.
     let mut command = Command::new("timeout");
     command.arg(LIMIT).arg(std::env::current_exe().unwrap());
@@ -126,17 +119,14 @@ fn a_seed_has_the_same_happen_in_the_same_moments() {
     if let Some(seed) = number(CHILD) {
         return run(seed, short);
     }
-    // Not all of it is simulated: where the machine is busy, the order of what happens in one
-    // moment can differ.
-    let _alone = PROCESSORS.write().unwrap_or_else(PoisonError::into_inner);
     let seed = rand::random::<u32>().into();
     let [first, second] = [(); 2].map(|()| {
-        let output = start(NAME, seed);
+        let output = child(NAME, seed);
         assert!(output.status.success(), "{seed}: {}", said(&output));
         summary(&output).unwrap()
     });
     assert_eq!(first, second);
-    assert_ne!(summary(&start(NAME, seed + 1)), Some(first));
+    assert_ne!(summary(&child(NAME, seed + 1)), Some(first));
 }
 
 /// Of simulated time a test may say how much: it is always the same. Writes went on being
@@ -144,7 +134,6 @@ fn a_seed_has_the_same_happen_in_the_same_moments() {
 #[test]
 fn a_leader_that_is_gone_is_replaced_and_nobody_waits_for_it() {
     const TIMES: usize = 5;
-    let _others = PROCESSORS.read().unwrap_or_else(PoisonError::into_inner);
     for gone in [Gone::Off, Gone::Unplugged] {
         let mut all: Vec<_> = (1..=2).flat_map(|seed| gaps(seed, TIMES, gone)).collect();
         all.sort_unstable();

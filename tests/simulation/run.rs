@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::chance;
 use crate::clients::Clients;
+use crate::clock;
 use crate::disk::SimulatedDisk;
 use crate::log;
 use crate::machine::{Machine, Order, address, peer};
@@ -60,6 +61,7 @@ fn simulate(seed: u64, run: Run, live: impl FnOnce(&mut World) + Send + 'static)
     // A thread of its own has drawn nothing yet.
     let running = std::thread::spawn(move || {
         chance::follow(seed);
+        clock::set(Duration::ZERO);
         log::write();
         let mut world = World::new(seed, &run);
         world.form();
@@ -127,6 +129,16 @@ pub(crate) fn gaps(seed: u64, times: usize, gone: Gone) -> Vec<Duration> {
         }
     });
     told.iter().collect()
+}
+
+/// Fails if a task has had a thread do something: when that is done is not simulated.
+fn assert_alone() {
+    for thread in std::fs::read_dir("/proc/self/task").unwrap() {
+        // One that ends meanwhile is a checkpointing one, for which nobody waits.
+        let name = std::fs::read_to_string(thread.unwrap().path().join("comm"));
+        let name = name.unwrap_or_default();
+        assert!(!name.starts_with("tokio"), "{name:?} works for a task");
+    }
 }
 
 impl World {
@@ -205,7 +217,9 @@ impl World {
         if let Err(error) = self.sim.step() {
             panic!("after {:?}: {error}", self.sim.elapsed());
         }
-        let now = u64::try_from(self.sim.elapsed().as_nanos()).unwrap();
+        let now = self.sim.elapsed();
+        clock::set(now);
+        let now = u64::try_from(now.as_nanos()).unwrap();
         self.clients.clock.store(now, Ordering::Relaxed);
     }
 
@@ -232,6 +246,7 @@ impl World {
             let Trouble { name, strike } = TROUBLES[self.dice.random_range(0..TROUBLES.len())];
             tracing::info!("Trouble at {:?}: {name}", self.sim.elapsed());
             strike(self);
+            assert_alone();
             *struck.entry(name).or_default() += 1;
             let calm = self.dice.random_range(0..3000);
             self.pass(Duration::from_millis(calm));
