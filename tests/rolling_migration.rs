@@ -108,8 +108,7 @@ fn a_cluster_is_migrated_one_by_one_and_a_node_goes_back_and_no_client_notices()
             order.sort_by_key(|id| *id == leader);
             for id in order {
                 if id == leader {
-                    lead(json!({}));
-                    assert_ne!(cluster.leader(id), id);
+                    assert_ne!(lead(json!({})), id);
                 }
                 cluster.configure_sqlite(id);
                 cluster.systemctl("restart", id);
@@ -119,7 +118,7 @@ fn a_cluster_is_migrated_one_by_one_and_a_node_goes_back_and_no_client_notices()
             go_back(&cluster, leader);
             // Forward again, as the leader of a cluster of both kinds, and nobody has asked it
             // to hand leadership over first.
-            lead(json!({ "id": leader }));
+            assert_eq!(lead(json!({ "id": leader })), leader);
             cluster.configure_sqlite(leader);
             cluster.systemctl("restart", leader);
             cluster.wait_until_caught_up(leader);
@@ -177,10 +176,11 @@ fn a_cluster_is_migrated_by_the_script_that_restarts_it_and_no_client_notices() 
     });
 }
 
-/// What the guide calls to trigger a leader election.
-fn lead(who: serde_json::Value) {
+/// What the guide calls to trigger a leader election; who leads then.
+fn lead(who: serde_json::Value) -> u64 {
     let answer = ask(api(1), "POST", "/admin/leader", Some(&who));
     assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()["leader"].as_u64().unwrap()
 }
 
 /// The guide's rollback, to the backup of which the configuration tells.
