@@ -22,7 +22,7 @@
 //!   pages of its own.
 //! - The epoch after the marked one begins when the marked one is full or ended, with all
 //!   of its records durable. A later one begins only when the mark has moved.
-//! - Anything but an append of a few entries goes into the file at once, together with
+//! - Anything but an append of 256 KiB at most goes into the file at once, together with
 //!   all that is here (`writer`). So a record's entries go on where those before it end.
 //! - A log that was closed has neither mark nor journal: its file is all of it.
 //!
@@ -64,8 +64,6 @@ const PAGE: usize = 4096;
 /// Most bytes of a record: of more, writing them twice costs more than pages
 /// all over the file.
 const MOST: usize = 256 << 10;
-/// So many entries share redb's pages, and are cheaper to write once than twice.
-const MANY: usize = 16;
 /// No journal is longer.
 const MOST_LENGTH: u64 = 128 << 20;
 /// What a journal is filled with when it is made, a piece at a time.
@@ -192,9 +190,7 @@ impl Journal {
     /// Whether these entries are worth a record here.
     pub(super) fn takes(&self, entries: &[&Encoded]) -> bool {
         let size = size(entries);
-        entries.len() < MANY
-            && size <= MOST
-            && size.next_multiple_of(PAGE) as u64 <= self.mark.segment
+        size <= MOST && size.next_multiple_of(PAGE) as u64 <= self.mark.segment
     }
 
     /// Whether these entries still have room in this epoch. In an empty one those have that it takes.
