@@ -108,6 +108,16 @@ fn advice(error: &rusqlite::Error) -> &'static str {
     }
 }
 
+/// Whether it is only that the disk is full.
+#[must_use]
+pub fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| {
+        // The log's index is a file as well, and has its own code for no space.
+        error.code == rusqlite::ErrorCode::DiskFull
+            || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+    })
+}
+
 impl OpenError {
     /// The exit code that fits.
     #[must_use]

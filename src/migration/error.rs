@@ -12,7 +12,7 @@ use super::source::SourceError;
 use super::target::TargetError;
 use crate::durable::{self, DurableError};
 use crate::exit::Exit;
-use crate::format::sqlite::OpenError;
+use crate::format::sqlite::{self, OpenError};
 
 /// Why a migration ended. Unless the variant says otherwise, source and
 /// configuration are as they were and nothing half-made is left.
@@ -189,17 +189,40 @@ impl MigrationError {
                 Some(redb::Error::Io(error)) => Some(error),
                 _ => error.downcast_ref::<std::io::Error>(),
             };
-            let sqlite = error.downcast_ref::<rusqlite::Error>();
+            let failure = error.downcast_ref::<rusqlite::Error>();
             let full = io.is_some_and(|error| {
                 use std::io::ErrorKind::{QuotaExceeded, StorageFull};
                 matches!(error.kind(), StorageFull | QuotaExceeded)
-            }) || sqlite.and_then(rusqlite::Error::sqlite_error_code)
-                == Some(rusqlite::ErrorCode::DiskFull);
+            }) || failure.is_some_and(sqlite::is_full);
             if full {
                 return true;
             }
             next = error.source();
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    fn seen(code: i32) -> MigrationError {
+        let source = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        let path = PathBuf::from("/data/state-machine.db.aspen-tmp");
+        let error = TargetError::Open(OpenError::Sqlite { path, source });
+        MigrationError::Target(error).seen_from(Path::new("/data/state-machine.db"), 1 << 20)
+    }
+
+    #[test]
+    fn a_disk_that_is_full_when_the_copy_is_opened_is_told_with_what_was_needed() {
+        for code in [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_SHMSIZE] {
+            let error = seen(code);
+            assert!(matches!(error, MigrationError::DiskFull { .. }), "{error}");
+        }
+        let error = seen(ffi::SQLITE_IOERR_READ);
+        assert!(matches!(error, MigrationError::Target(_)), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::durable::DurableError;
 use crate::exit::Exit;
 use crate::format::record::RecordError;
-use crate::format::sqlite::OpenError;
+use crate::format::sqlite::{self, OpenError};
 use crate::migration::source::SourceError;
 use crate::migration::target::TargetError;
 
@@ -94,7 +94,7 @@ impl StorageError {
         match self {
             Self::Open(OpenError::Sqlite { source, .. })
             | Self::Sqlite { source, .. }
-            | Self::Copy(TargetError::Sqlite { source, .. }) => is_full_sqlite(source),
+            | Self::Copy(TargetError::Sqlite { source, .. }) => sqlite::is_full(source),
             Self::OpenRedb { source, .. }
             | Self::Redb { source, .. }
             | Self::Copy(TargetError::Redb { source, .. }) => is_full_redb(source),
@@ -138,13 +138,4 @@ fn is_full_io(error: &io::Error) -> bool {
 
 fn is_full_redb(error: &::redb::Error) -> bool {
     matches!(error, ::redb::Error::Io(error) if is_full_io(error))
-}
-
-fn is_full_sqlite(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi;
-    let Some(error) = error.sqlite_error() else {
-        return false;
-    };
-    // The log's index is a file as well, and has its own code for no space.
-    error.code == rusqlite::ErrorCode::DiskFull || error.extended_code == ffi::SQLITE_IOERR_SHMSIZE
 }
