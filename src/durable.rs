@@ -469,6 +469,13 @@ fn write_range(file: &File, offset: u64, length: u64, flags: u32) {
     let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, flags) };
 }
 
+/// Whether it is only that there is no room, on the disk or in the quota.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 /// Bytes free for this process on the file system that holds `dir`.
 ///
 /// # Errors

@@ -190,10 +190,7 @@ impl MigrationError {
                 _ => error.downcast_ref::<std::io::Error>(),
             };
             let failure = error.downcast_ref::<rusqlite::Error>();
-            let full = io.is_some_and(|error| {
-                use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-                matches!(error.kind(), StorageFull | QuotaExceeded)
-            }) || failure.is_some_and(sqlite::is_full);
+            let full = io.is_some_and(durable::is_full) || failure.is_some_and(sqlite::is_full);
             if full {
                 return true;
             }

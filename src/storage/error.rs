@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::durable::DurableError;
+use crate::durable::{self, DurableError};
 use crate::exit::Exit;
 use crate::format::record::RecordError;
 use crate::format::sqlite::{self, OpenError};
@@ -99,10 +99,10 @@ impl StorageError {
             | Self::Redb { source, .. }
             | Self::Copy(TargetError::Redb { source, .. }) => is_full_redb(source),
             Self::Open(OpenError::File { source, .. }) | Self::File { source, .. } => {
-                is_full_io(source)
+                durable::is_full(source)
             }
             Self::Durable(error) | Self::Copy(TargetError::Durable(error)) => {
-                is_full_io(error.io())
+                durable::is_full(error.io())
             }
             _ => false,
         }
@@ -131,11 +131,6 @@ impl StorageError {
     }
 }
 
-fn is_full_io(error: &io::Error) -> bool {
-    use io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded)
-}
-
 fn is_full_redb(error: &::redb::Error) -> bool {
-    matches!(error, ::redb::Error::Io(error) if is_full_io(error))
+    matches!(error, ::redb::Error::Io(error) if durable::is_full(error))
 }

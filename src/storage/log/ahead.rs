@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use redb::StorageBackend;
 
-use super::patience::is_full;
+use crate::durable;
 
 /// How much is filled at once: some milliseconds of writing, for thousands of entries.
 const AHEAD: usize = 1 << 20;
@@ -91,7 +91,7 @@ fn fill(file: &dyn StorageBackend, filled: &mut u64, end: u64) -> io::Result<()>
         let zeros = usize::try_from(length).map_or(&ZEROS[..], |length| &ZEROS[..length]);
         match file.write(at, zeros) {
             // Room for what matters may be left.
-            Err(error) if is_full(&error) => return Ok(()),
+            Err(error) if durable::is_full(&error) => return Ok(()),
             result => result?,
         }
         at += length;

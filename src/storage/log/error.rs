@@ -4,8 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::patience;
-use crate::durable::DurableError;
+use crate::durable::{self, DurableError};
 use crate::exit::Exit;
 use crate::format::record::RecordError;
 
@@ -146,7 +145,7 @@ impl LogError {
     #[must_use]
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Create(error) => patience::is_full(error.io()),
+            Self::Create(error) => durable::is_full(error.io()),
             Self::Open { source, .. } => is_full(source),
             Self::Full { .. } => true,
             _ => false,
@@ -185,7 +184,7 @@ impl LogError {
 }
 
 fn is_full(error: &redb::Error) -> bool {
-    matches!(error, redb::Error::Io(error) if patience::is_full(error))
+    matches!(error, redb::Error::Io(error) if durable::is_full(error))
 }
 
 /// For those to whom an operation's end is told as an I/O error.

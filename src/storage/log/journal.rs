@@ -49,7 +49,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::disk::{Disk, Part};
 use super::tail::Encoded;
-use super::{LogError, file, patience};
+use super::{LogError, file};
 use crate::durable;
 use crate::format::record::LogId;
 use crate::layout;
@@ -209,7 +209,7 @@ impl Journal {
         self.encode(first, entries, committed);
         let at = self.epoch % 2 * self.mark.segment + self.at;
         match self.file.write(at, &self.record) {
-            Err(error) if patience::is_full(&error) => return Ok(false),
+            Err(error) if durable::is_full(&error) => return Ok(false),
             written => written?,
         }
         self.syncs.fetch_add(1, Ordering::Relaxed);

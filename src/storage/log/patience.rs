@@ -16,6 +16,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
 
+use crate::durable;
 use crate::telemetry::events;
 
 /// Between two tries on a full disk: nobody who frees space waits for this.
@@ -64,7 +65,9 @@ impl Patience {
         let mut waited = false;
         let result = loop {
             match work() {
-                Err(error) if is_full(&error) && self.pause(&error, waited) => waited = true,
+                Err(error) if durable::is_full(&error) && self.pause(&error, waited) => {
+                    waited = true
+                }
                 result => break result,
             }
         };
@@ -100,10 +103,4 @@ impl Patience {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
         true
     }
-}
-
-/// Whether it is only that there is no room, on the disk or in the quota.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
