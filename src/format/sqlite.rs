@@ -10,6 +10,7 @@
 //! the write-ahead log whole and later to the database: a random put writes
 //! half as many bytes as with 8 KiB.
 
+use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -138,6 +139,9 @@ impl OpenError {
     }
 }
 
+/// SQLite's own VFS on this system.
+pub const VFS: &CStr = c"unix";
+
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -152,6 +156,14 @@ pub enum Access {
 /// # Errors
 /// When the file is missing, empty, forbidden, damaged or something else.
 pub fn open(path: &Path, access: Access) -> Result<Connection, OpenError> {
+    open_with(path, access, VFS)
+}
+
+/// The same through another VFS than SQLite's own (<https://sqlite.org/vfs.html>).
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: &Path, access: Access, vfs: &CStr) -> Result<Connection, OpenError> {
     let file = |source| OpenError::File {
         path: path.to_owned(),
         source,
@@ -177,8 +189,9 @@ pub fn open(path: &Path, access: Access) -> Result<Connection, OpenError> {
         path: path.to_owned(),
         source,
     };
-    let connection = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-        .map_err(sqlite)?;
+    let connection =
+        Connection::open_with_flags_and_vfs(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX, vfs)
+            .map_err(sqlite)?;
     configure(&connection, access).map_err(sqlite)?;
     require_tables(&connection, path)?;
     Ok(connection)

@@ -16,10 +16,12 @@
 
 mod checkpoint;
 mod digest;
+mod frames;
 mod pool;
 mod pulse;
 mod snapshot;
 mod turn;
+mod vfs;
 mod write;
 
 use std::fs::File;

@@ -325,3 +325,92 @@ fn closing_ends_a_snapshot_that_is_being_made() {
     assert!(matches!(ended, Err(StorageError::Closed)));
     store.close().unwrap();
 }
+
+/// What a crash would leave of the database and its log, opened again.
+fn after_a_crash(dir: &TempDir) -> Connection {
+    let copy = dir.path().join("copy");
+    std::fs::create_dir_all(&copy).unwrap();
+    // By another process: closing the files here would drop the locks on them.
+    let files = ["state-machine.db", "state-machine.db-wal"].map(|name| dir.path().join(name));
+    let copied = Command::new("cp").args(files).arg(&copy).status();
+    assert!(copied.unwrap().success());
+    let connection = Connection::open(copy.join("state-machine.db")).unwrap();
+    let check = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
+    let checked = connection.query_row("PRAGMA integrity_check", [], check);
+    assert_eq!(checked.unwrap(), "ok");
+    connection
+}
+
+fn rows(connection: &Connection, like: &str) -> usize {
+    connection
+        .query_row(
+            "SELECT count(*) FROM state_machine_kv WHERE key LIKE ?1",
+            [like],
+            |row| row.get::<_, i64>(0),
+        )
+        .map(|n| usize::try_from(n).unwrap())
+        .unwrap()
+}
+
+/// Has the writer give pages to the log in the middle of a transaction.
+fn with_a_small_cache(store: &Sqlite) {
+    let writer = store.shared.writer.lock();
+    let connection = &writer.as_ref().unwrap().connection;
+    connection.pragma_update(None, "cache_size", 10).unwrap();
+}
+
+#[test]
+fn a_transaction_larger_than_the_page_cache_is_whole_in_the_write_ahead_log() {
+    let (dir, store) = bed(1 << 30);
+    with_a_small_cache(&store);
+    let mut index = 0;
+    for round in 0..5 {
+        // Scattered, so that pages that were given to the log are changed again.
+        let value = round.to_string().repeat(100);
+        let entries: Vec<_> = (0..1000)
+            .map(|n| {
+                index += 1;
+                entry(index, &format!("k{}", n * 617 % 1000), &value)
+            })
+            .collect();
+        store.apply(&entries).unwrap();
+        let left = after_a_crash(&dir);
+        assert_eq!(rows(&left, "k%"), 1000);
+        let newest = "SELECT min(value) FROM state_machine_kv";
+        let newest: String = left.query_row(newest, [], |row| row.get(0)).unwrap();
+        assert_eq!(newest, value);
+    }
+}
+
+#[test]
+fn what_was_rolled_back_does_not_get_into_what_another_process_writes() {
+    let (dir, store) = bed(1 << 30);
+    with_a_small_cache(&store);
+    store.apply(&[entry(1, "ours", "1")]).unwrap();
+    let at_most = |pages: u32| {
+        let writer = store.shared.writer.lock();
+        let connection = &writer.as_ref().unwrap().connection;
+        connection
+            .pragma_update_and_check(None, "max_page_count", pages, |row| row.get::<_, i64>(0))
+            .unwrap();
+    };
+    at_most(100);
+    let large = "v".repeat(3000);
+    let too_many: Vec<_> = (2..200)
+        .map(|index| entry(index, &format!("lost{index}"), &large))
+        .collect();
+    store.apply(&too_many).unwrap_err();
+    let other = Connection::open(dir.path().join("state-machine.db")).unwrap();
+    for n in 0..60 {
+        let (key, value) = (format!("theirs{n}"), &large);
+        other
+            .execute("INSERT INTO state_machine_kv VALUES (?1, ?2)", (key, value))
+            .unwrap();
+    }
+    at_most(1 << 20);
+    store.apply(&[entry(2, "ours too", "2")]).unwrap();
+    let left = after_a_crash(&dir);
+    assert_eq!(rows(&left, "theirs%"), 60);
+    assert_eq!(rows(&left, "ours%"), 2);
+    assert_eq!(rows(&left, "lost%"), 0);
+}

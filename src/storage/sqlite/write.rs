@@ -3,7 +3,8 @@
 //! `synchronous = NORMAL`: a commit does not wait for the disk. The Raft log
 //! is durable before an entry is applied, so what a power cut takes from the
 //! end of the write-ahead log is applied again; frames are checksummed and
-//! valid only up to a commit, so that nothing is torn.
+//! valid only up to a commit, so that nothing is torn. A commit is one write to
+//! the log ([`vfs`]).
 
 use std::fs::File;
 use std::path::Path;
@@ -13,6 +14,7 @@ use rusqlite::types::Type;
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Row};
 
 use super::pulse::Pulse;
+use super::vfs;
 use crate::format::entry::{Entry, Outcome};
 use crate::format::idempotency::Record;
 use crate::format::sqlite::{self, Access, OpenError};
@@ -34,7 +36,11 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn open(path: &Path, pulse: &Arc<Pulse>) -> Result<Self, OpenError> {
-        let connection = sqlite::open(path, Access::Write)?;
+        vfs::register().map_err(|source| OpenError::Sqlite {
+            path: path.to_owned(),
+            source,
+        })?;
+        let connection = sqlite::open_with(path, Access::Write, vfs::NAME)?;
         let opened = (|| {
             connection.pragma_update(None, "synchronous", "NORMAL")?;
             connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
@@ -91,10 +97,13 @@ impl Writer {
             run("COMMIT")?;
             Ok(outcomes)
         })();
-        if applied.is_err() && !self.connection.is_autocommit() {
-            // SQLite has rolled back by itself after some errors; after others this
-            // is what does, and it needs no disk space.
-            run("ROLLBACK")?;
+        if applied.is_err() {
+            if !self.connection.is_autocommit() {
+                // SQLite has rolled back by itself after some errors; after others this
+                // is what does, and it needs no disk space.
+                run("ROLLBACK")?;
+            }
+            vfs::forget(&self.connection);
         }
         applied
     }
